@@ -1,0 +1,125 @@
+"""Uncertainty sampling: the rows whose class the model is least sure of, by three measures of one softmax.
+
+All three are written in the odds of the other classes against the likeliest one, in float64. So nothing overflows or becomes NaN, and the unsure
+end keeps every digit where a difference of two rounded probabilities has none left. At the sure end, which is picked last, confidence and margin
+round to exactly 1 when the other classes together are below 1e-16; such rows tie. Entropy tells them apart down to 1e-300.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from al_core.pool import Floats, Pool, blocks
+from al_core.registry import method
+from al_core.selection import Scores, Selection, lowest
+
+NEVER = -1000.0  # log-odds whose exp is 0 in float64, as of everything below -746
+
+
+def log_odds(logits: Floats) -> Scores:
+    """Log of each class's probability over the likeliest class's; at most 0, and NEVER for the likeliest itself (the first, of several).
+
+    Args:
+        logits: (n, classes), finite; at least 2 classes.
+
+    Returns:
+        (n, classes) float64 in [NEVER, 0].
+    """
+    z = logits.astype(np.float64)
+    likeliest = z.argmax(axis=1, keepdims=True)
+    with np.errstate(over="ignore"):
+        against = np.maximum(z - np.take_along_axis(z, likeliest, axis=1), NEVER)
+    np.put_along_axis(against, likeliest, NEVER, axis=1)
+    return against
+
+
+def confidence(logits: Floats) -> Scores:
+    """Probability of the likeliest class, (n,) in [1/classes, 1]; low means unsure."""
+    others: Scores = np.exp(log_odds(logits)).sum(axis=1)
+    return 1 / (1 + others)
+
+
+def margin(logits: Floats) -> Scores:
+    """Probability of the likeliest class minus that of the second, (n,) in [0, 1]; low means unsure."""
+    against = log_odds(logits)
+    others: Scores = np.exp(against).sum(axis=1)
+    second: Scores = against.max(axis=1)
+    return (0.0 - np.expm1(second)) / (1 + others)
+
+
+def entropy(logits: Floats) -> Scores:
+    """Entropy of the class probabilities in nats, (n,) in [0, log(classes)]; high means unsure."""
+    against = log_odds(logits)
+    odds = np.exp(against)
+    others: Scores = odds.sum(axis=1)
+    surprise: Scores = -(odds * against).sum(axis=1)
+    return np.log1p(others) + surprise / (1 + others)
+
+
+def least_sure(pool: Pool, budget: int, measure: Callable[[Floats], Scores], sign: int) -> Selection:
+    """The available rows where sign * measure is lowest; ties by lowest row. `info["tied"]`: rows left out whose score is the last pick's."""
+    logits = pool.logits
+    if logits.shape[1] < 2:
+        raise ValueError("logits have 1 class; a model needs at least 2 to be unsure between")
+    scores = np.concatenate([measure(logits[block]) for block in blocks(logits)])[pool.available]
+    picks = lowest(sign * scores, budget)
+    last = scores[picks[-1]]
+    tied = int((scores == last).sum() - (scores[picks] == last).sum())
+    return Selection(pool.available[picks], scores[picks], {"tied": tied})
+
+
+@method(
+    "confidence",
+    family="uncertainty",
+    needs=("logits",),
+    direction="probability of the likeliest class, 1/classes to 1; lowest first",
+    complexity="O(n classes)",
+    memory="O(n)",
+    source="Lewis & Gale 1994",
+    when="with a model that is better than chance and not far too sure of itself; picks are often alike in large batches",
+)
+@dataclass(frozen=True)
+class Confidence:
+    """The rows whose likeliest class is least likely."""
+
+    def __call__(self, pool: Pool, budget: int, rng: np.random.Generator) -> Selection:
+        return least_sure(pool, budget, confidence, sign=1)
+
+
+@method(
+    "margin",
+    family="uncertainty",
+    needs=("logits",),
+    direction="probability of the likeliest class minus that of the second, 0 to 1; lowest first",
+    complexity="O(n classes)",
+    memory="O(n)",
+    source="Scheffer, Decomain & Wrobel 2001",
+    when="first choice once there are some 20 to 50 labels a class; picks are often alike in very large batches",
+)
+@dataclass(frozen=True)
+class Margin:
+    """The rows whose two likeliest classes are hardest to tell apart."""
+
+    def __call__(self, pool: Pool, budget: int, rng: np.random.Generator) -> Selection:
+        return least_sure(pool, budget, margin, sign=1)
+
+
+@method(
+    "entropy",
+    family="uncertainty",
+    needs=("logits",),
+    direction="entropy of the class probabilities in nats, 0 to log(classes); highest first",
+    complexity="O(n classes)",
+    memory="O(n)",
+    source="Settles 2009, section 3.1",
+    when="where doubt among many classes matters; with many classes it is the weakest of the three in most published comparisons",
+)
+@dataclass(frozen=True)
+class Entropy:
+    """The rows over whose classes the probability is spread most evenly."""
+
+    def __call__(self, pool: Pool, budget: int, rng: np.random.Generator) -> Selection:
+        return least_sure(pool, budget, entropy, sign=-1)

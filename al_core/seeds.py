@@ -1,0 +1,39 @@
+"""Randomness: one generator for each (seed, purpose), so that no draw depends on what was drawn elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+
+def derive(seed: int, *purpose: str | int) -> int:
+    """A 63-bit seed for a purpose, such as ("r003", "acquire", "control"): equal inputs give equal seeds on every machine."""
+    digest = hashlib.sha256("\0".join([str(seed), *map(str, purpose)]).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def generator(seed: int, *purpose: str | int) -> np.random.Generator:
+    """NumPy's generator for a purpose."""
+    return np.random.default_rng(derive(seed, *purpose))
+
+
+@contextmanager
+def seeded(seed: int, *purpose: str | int) -> Iterator[None]:
+    """Run a block with the global generators of torch, NumPy and Python set for a purpose, then put them back: for libraries that use them."""
+    import torch
+
+    before = (torch.get_rng_state(), np.random.get_state(), random.getstate())  # noqa: NPY002
+    value = derive(seed, *purpose)
+    torch.manual_seed(value)
+    np.random.seed(value % 2**32)  # noqa: NPY002
+    random.seed(value)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+        random.setstate(before[2])

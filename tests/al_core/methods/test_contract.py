@@ -1,0 +1,228 @@
+"""What every acquisition method owes, whatever it does. A new method is tested here without a line."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import al_core.pool
+from al_core import Pool, Selection, methods, select
+from al_core.pool import SIGNALS
+from al_core.registry import Card, build, parameters
+
+Signals = Mapping[str, Any]
+
+NUM_ROWS, NUM_CLASSES = 60, 4
+LABELED = np.arange(3, 60, 9)
+EXCLUDED = np.array([0, 5, 58])
+BY_ROW = ("embeddings", "logits")
+
+each = pytest.mark.parametrize("card", methods(), ids=lambda card: card.name)
+each_deterministic = pytest.mark.parametrize("card", [card for card in methods() if not card.stochastic], ids=lambda card: card.name)
+
+
+def make_signals(num_rows: int = NUM_ROWS, dim: int = 6, dtype: npt.DTypeLike = np.float32) -> dict[str, Any]:
+    """Embeddings, and a linear head's logits of them, with values that float16 can hold."""
+    rng = np.random.default_rng(5)
+    embeddings = rng.normal(size=(num_rows, dim)).astype(np.float16)
+    weight = rng.normal(size=(NUM_CLASSES, dim)).astype(np.float16)
+    bias = rng.normal(size=NUM_CLASSES).astype(np.float16)
+    logits = (embeddings.astype(np.float64) @ weight.T + bias).astype(np.float16)
+    return {"embeddings": embeddings.astype(dtype), "logits": logits.astype(dtype), "head": (weight.astype(dtype), bias.astype(dtype))}
+
+
+def make_pool(signals: Signals, labeled: npt.NDArray[np.int64] = LABELED, excluded: npt.NDArray[np.int64] = EXCLUDED) -> Pool:
+    return Pool(**signals, labeled=labeled, labels=labeled % NUM_CLASSES, excluded=excluded)
+
+
+def run(card: Card, pool: Pool, budget: int = 12, seed: int = 0) -> Selection:
+    return select(card.name, pool, budget=budget, seed=seed)
+
+
+def same(one: Selection, other: Selection) -> bool:
+    return bool(np.array_equal(one.rows, other.rows) and np.array_equal(one.scores, other.scores, equal_nan=True) and one.info == other.info)
+
+
+@each
+def test_card_says_all_there_is_to_know(card: Card) -> None:
+    for text in (card.name, card.family, card.direction, card.complexity, card.memory, card.source, card.when, card.summary):
+        assert text.strip()
+    assert all(parameter.meaning for parameter in card.parameters)
+    assert card.needs_model == bool({"logits", "head"} & set(card.needs))
+
+
+@each
+def test_parameters_survive_params_yaml(card: Card) -> None:
+    explicit = json.loads(json.dumps(parameters(build(card.name, {}))))
+    assert explicit.keys() == {"name", *(parameter.name for parameter in card.parameters)}
+    name = explicit.pop("name")
+    assert build(name, explicit) == build(card.name, {})
+
+
+@each
+def test_picks_are_distinct_available_rows_with_a_score_each(card: Card) -> None:
+    selection = run(card, make_pool(make_signals()))
+    assert selection.rows.dtype == np.int64 and selection.scores.dtype == np.float64
+    assert len(selection) == len(selection.scores) == len(set(selection.rows.tolist())) == 12
+    assert not set(selection.rows.tolist()) & {*LABELED.tolist(), *EXCLUDED.tolist()}
+    json.dumps(dict(selection.info), allow_nan=False)
+
+
+@each
+def test_same_seed_same_picks_and_only_stochastic_methods_heed_it(card: Card) -> None:
+    pool = make_pool(make_signals())
+    assert same(run(card, pool, seed=1), run(card, make_pool(make_signals()), seed=1))
+    assert same(run(card, pool, seed=1), run(card, pool, seed=2)) == (not card.stochastic)
+
+
+@each_deterministic
+def test_permuting_the_pool_permutes_the_picks(card: Card) -> None:
+    """Of a random draw only the law is so: equal seeds draw equal positions, wherever the images went."""
+    signals = make_signals()
+    new_to_old = np.random.default_rng(1).permutation(NUM_ROWS)
+    old_to_new = np.argsort(new_to_old)
+    permuted = signals | {name: signals[name][new_to_old] for name in BY_ROW}
+    there = run(card, make_pool(permuted, old_to_new[LABELED], old_to_new[EXCLUDED]))
+    here = run(card, make_pool(signals))
+    np.testing.assert_array_equal(new_to_old[there.rows], here.rows)
+    np.testing.assert_array_equal(there.scores, here.scores)
+
+
+@each
+def test_the_order_in_which_labelled_rows_are_given_does_not_matter(card: Card) -> None:
+    assert same(run(card, make_pool(make_signals(), LABELED[::-1])), run(card, make_pool(make_signals())))
+
+
+@each
+def test_excluded_rows_are_as_if_they_were_not_there(card: Card) -> None:
+    signals = make_signals()
+    kept = np.setdiff1d(np.arange(NUM_ROWS), EXCLUDED)
+    without = signals | {name: signals[name][kept] for name in BY_ROW}
+    smaller = run(card, make_pool(without, np.searchsorted(kept, LABELED), EXCLUDED[:0]))
+    np.testing.assert_array_equal(kept[smaller.rows], run(card, make_pool(signals)).rows)
+    np.testing.assert_array_equal(run(card, make_pool(signals, excluded=EXCLUDED[:0]).without(EXCLUDED)).rows, kept[smaller.rows])
+
+
+@each
+def test_identical_points_stay_distinct_picks(card: Card) -> None:
+    signals = make_signals()
+    alike = signals | {name: np.repeat(signals[name][:1], NUM_ROWS, axis=0) for name in BY_ROW}
+    pool = make_pool(alike)
+    for unseen in (pool, make_pool(alike, LABELED[:0])):
+        selection = run(card, unseen, budget=20)
+        assert len(set(selection.rows.tolist())) == 20
+        if not card.stochastic:
+            np.testing.assert_array_equal(selection.rows, unseen.available[:20])  # all tie, so the lowest rows
+
+
+@each
+def test_budget_equal_to_the_pool_takes_everything(card: Card) -> None:
+    pool = make_pool(make_signals())
+    selection = run(card, pool, budget=len(pool.available))
+    np.testing.assert_array_equal(np.sort(selection.rows), pool.available)
+
+
+@each
+def test_budget_beyond_the_pool_is_refused(card: Card) -> None:
+    pool = make_pool(make_signals())
+    with pytest.raises(ValueError, match=f"budget is 500 but only {len(pool.available)} images are unlabelled; lower it or ingest more"):
+        run(card, pool, budget=500)
+
+
+@each
+def test_nothing_labelled(card: Card) -> None:
+    if "labels" in card.needs:
+        pytest.skip(f"{card.name} needs labels")
+    selection = run(card, Pool(**make_signals()), budget=1)  # fewer picks than classes, too
+    assert len(selection) == 1
+
+
+@each
+def test_one_class(card: Card) -> None:
+    signals = make_signals()
+    assert len(run(card, Pool(**signals, labeled=LABELED, labels=np.zeros_like(LABELED)))) == 12
+    weight, bias = signals["head"]
+    single = Pool(
+        embeddings=signals["embeddings"], logits=signals["logits"][:, :1], head=(weight[:1], bias[:1]), labeled=LABELED, labels=np.zeros_like(LABELED)
+    )
+    if card.needs_model:
+        with pytest.raises(ValueError, match="1 class"):
+            run(card, single)
+    else:
+        assert len(run(card, single)) == 12
+
+
+@each
+def test_inputs_are_left_as_they_were(card: Card) -> None:
+    signals, labeled, excluded = make_signals(), LABELED.copy(), EXCLUDED.copy()
+    run(card, make_pool(signals, labeled, excluded))
+    for name, before in make_signals().items():
+        np.testing.assert_array_equal(np.concatenate([np.ravel(part) for part in signals[name]]), np.concatenate([np.ravel(part) for part in before]))
+    np.testing.assert_array_equal(labeled, LABELED)
+    np.testing.assert_array_equal(excluded, EXCLUDED)
+    assert signals["embeddings"].flags.writeable and labeled.flags.writeable
+
+
+@each
+def test_equal_values_in_any_precision_or_layout_give_equal_picks(card: Card) -> None:
+    expected = run(card, make_pool(make_signals(dtype=np.float64)))
+    for dtype in (np.float16, np.float32):
+        signals = make_signals(dtype=dtype)
+        assert same(run(card, make_pool(signals)), expected)
+        column_major = signals | {name: np.asfortranarray(signals[name]) for name in BY_ROW}
+        np.testing.assert_array_equal(run(card, make_pool(column_major)).rows, expected.rows)
+
+
+@each
+def test_block_size_changes_nothing(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = run(card, make_pool(make_signals()))
+    for values in (1, 50, 200):
+        monkeypatch.setattr(al_core.pool, "BLOCK_VALUES", values)
+        assert same(run(card, make_pool(make_signals())), expected)
+
+
+@each
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused_by_name(card: Card, bad: float) -> None:
+    for name in set(card.needs) & set(BY_ROW):
+        signals = make_signals()
+        signals[name][41, 1] = signals[name][50, 0] = bad
+        with pytest.raises(ValueError, match=f"{name} holds {bad} in row 41; every value must be finite"):
+            run(card, make_pool(signals))
+
+
+@each
+def test_a_signal_that_is_not_there_is_named_with_the_stage_that_makes_it(card: Card) -> None:
+    other = {"embeddings": "logits", "logits": "embeddings"}
+    for name in set(card.needs) & set(BY_ROW):
+        pool = Pool(**{other[name]: make_signals()[other[name]]})
+        with pytest.raises(ValueError, match=f"{card.name} reads {name}, which this pool does not have; stage `embed` makes") as error:
+            run(card, pool)
+        assert SIGNALS[name].made_by in str(error.value)
+
+
+@each
+def test_memory_maps_are_streamed(card: Card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same picks as in memory, and never more than a quarter of the file in memory, blocks scaled down with the file."""
+    monkeypatch.setattr(al_core.pool, "BLOCK_VALUES", 2**16)
+    rng = np.random.default_rng(2)
+    maps: dict[str, Any] = {}
+    for name in set(card.needs) & set(BY_ROW) or {"embeddings"}:
+        np.save(tmp_path / f"{name}.npy", rng.normal(size=(30_000, 256)).astype(np.float32))  # 31 MB
+        maps[name] = np.load(tmp_path / f"{name}.npy", mmap_mode="r")
+    tracemalloc.start()
+    try:
+        from_map = run(card, Pool(**maps, labeled=range(0, 3000, 10)), budget=5)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8e6
+    in_memory: dict[str, Any] = {name: np.array(array) for name, array in maps.items()}
+    assert same(run(card, Pool(**in_memory, labeled=range(0, 3000, 10)), budget=5), from_map)
