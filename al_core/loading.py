@@ -1,0 +1,194 @@
+"""Images to batches of tensors: the same bytes with any number of loader processes."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from al_core.seeds import derive, generator, seeded
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+BILINEAR = 2  # PIL.Image.Resampling.BILINEAR, which averages (antialias) where it shrinks
+PR_SET_PDEATHSIG = 1
+
+Pick = tuple[int, int]  # epoch, row
+
+
+class Images(Protocol):
+    """Images by row; picklable, since loader processes hold a copy."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> Image:
+        """The image of a row, in mode RGB."""
+        ...
+
+
+View = Callable[["Image"], Tensor]  # picklable; may draw from torch's and NumPy's global generators, which are set for each (seed, epoch, row)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some of the images, in the order given."""
+
+    images: Images
+    rows: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int, /) -> Image:
+        return self.images[self.rows[row]]
+
+
+@dataclass(frozen=True)
+class Square:
+    """The whole image at `size` x `size` pixels, bilinear with antialias: (3, size, size) uint8."""
+
+    size: int
+
+    def __call__(self, image: Image) -> Tensor:
+        return pixels(image.resize((self.size, self.size), BILINEAR))
+
+
+def pixels(image: Image) -> Tensor:
+    """(3, height, width) uint8 of an RGB image."""
+    if image.mode != "RGB":
+        raise ValueError(f"an image has mode {image.mode!r}, expected 'RGB'; convert it where it is read")
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def unit(batch: Tensor, device: torch.device) -> Tensor:
+    """uint8 pixels as float32 in [0, 1] on the device."""
+    return batch.to(device).float().div_(255)
+
+
+def in_order(rows: Sequence[int], size: int) -> Iterator[list[Pick]]:
+    """Rows once, in the order given, in batches of `size`; the last may be smaller."""
+    for start in range(0, len(rows), size):
+        yield [(0, row) for row in rows[start : start + size]]
+
+
+def shuffled(rows: Sequence[int], size: int, epochs: int, seed: int, *, drop_last: bool) -> Iterator[list[Pick]]:
+    """Rows in a new random order each epoch (1, 2, ...), in batches of `size`."""
+    for epoch in range(1, epochs + 1):
+        order = generator(seed, "order", epoch).permutation(len(rows))
+        for start in range(0, len(rows) - size + 1 if drop_last else len(rows), size):
+            yield [(epoch, rows[place]) for place in order[start : start + size].tolist()]
+
+
+def load(images: Images, batches: Iterable[list[Pick]], view: View, *, seed: int, workers: int) -> Iterator[Tensor]:
+    """Batches of views, (B, *view's shape), in the order of `batches`.
+
+    Args:
+        images: read by row.
+        batches: which rows, each with the epoch that its randomness is drawn for.
+        view: image to tensor.
+        seed: of the views' randomness.
+        workers: loader processes; 0 loads in this one. Does not change the result. They end with this process, however it ends.
+
+    Raises:
+        Whatever reading an image raised, with the loader's traceback as a note.
+    """
+    loader = DataLoader(
+        Views(images, view, seed),
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=as_it_is,
+        worker_init_fn=end_with_parent if workers else None,
+        generator=torch.Generator().manual_seed(0),  # else the loader draws from the global one
+    )
+    for batch in loader:
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch
+
+
+class Views(Dataset[Tensor]):
+    """Images through a view, a batch at a time."""
+
+    def __init__(self, images: Images, view: View, seed: int) -> None:
+        self.images, self.view, self.seed = images, view, seed
+
+    def __getitems__(self, picks: list[Pick]) -> Tensor | Exception:
+        """(B, ...) views, or what went wrong: raised here it would reach the caller as another error, with the traceback as its message."""
+        try:
+            with seeded(self.seed, "views"):
+                return torch.stack([self.one(epoch, row) for epoch, row in picks])
+        except Exception as error:
+            error.add_note(traceback.format_exc())
+            return error
+
+    def one(self, epoch: int, row: int) -> Tensor:
+        value = derive(self.seed, "view", epoch, row)
+        torch.default_generator.manual_seed(value)
+        np.random.seed(value % 2**32)  # noqa: NPY002 -- some of lightly's transforms draw from it
+        return self.view(self.images[row])
+
+
+def as_it_is(batch: object) -> object:
+    """`Views` gives whole batches."""
+    return batch
+
+
+def end_with_parent(_: int) -> None:
+    """Ask Linux to kill this process when its parent dies; elsewhere torch's own watch ends it within seconds."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+# ---- many passes over the same images ------------------------------------------------------------------------------------
+
+
+def resized(images: Images, size: int, *, workers: int, limit: int = 2**31) -> Images:
+    """The images at `size` x `size` pixels: held in memory where they take at most `limit` bytes, else read and resized at every use."""
+    if len(images) * size * size * 3 > limit:
+        return Resized(images, size)
+    held = np.empty((len(images), size, size, 3), np.uint8)
+    start = 0
+    for batch in load(images, in_order(range(len(images)), 64), Square(size), seed=0, workers=workers):
+        held[start : start + len(batch)] = batch.permute(0, 2, 3, 1).numpy()
+        start += len(batch)
+    return Held(held)
+
+
+@dataclass(frozen=True)
+class Resized:
+    """Images read and resized at every use."""
+
+    images: Images
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: int, /) -> Image:
+        return self.images[row].resize((self.size, self.size), BILINEAR)
+
+
+@dataclass(frozen=True)
+class Held:
+    """Images in memory."""
+
+    array: npt.NDArray[np.uint8]  # (n, height, width, 3)
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, row: int, /) -> Image:
+        from PIL import Image
+
+        return Image.fromarray(self.array[row])

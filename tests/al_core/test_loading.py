@@ -1,0 +1,176 @@
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from al_core.loading import Held, Rows, Square, in_order, load, pixels, resized, shuffled, unit
+
+N = 13
+
+
+class Noise:
+    """Images of several sizes, every pixel drawn from the row."""
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, row: int, /) -> Image.Image:
+        height, width = 9 + row, 20 - row
+        return Image.fromarray(np.random.default_rng(row).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+class Broken(Noise):
+    def __getitem__(self, row: int, /) -> Image.Image:
+        if row == 4:
+            raise KeyError("row 4 is gone")
+        return super().__getitem__(row)
+
+
+class Grey(Noise):
+    def __getitem__(self, row: int, /) -> Image.Image:
+        return super().__getitem__(row).convert("L")
+
+
+def noisy(image: Image.Image) -> Tensor:
+    """Depends on the image and on both global generators."""
+    return pixels(image).double().mean() + torch.rand(2).double() + float(np.random.random_sample())  # noqa: NPY002
+
+
+def views(workers: int, *, seed: int = 0, size: int = 4) -> Tensor:
+    return torch.cat(list(load(Noise(), shuffled(range(N), size, 2, seed=5, drop_last=False), noisy, seed=seed, workers=workers)))
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_workers() -> None:
+    alone = views(0)
+    assert alone.shape == (2 * N, 2)
+    assert torch.equal(alone, views(1))
+    assert torch.equal(alone, views(2))
+
+
+def test_an_image_is_drawn_for_by_seed_epoch_and_row_alone() -> None:
+    assert torch.equal(views(0), views(0, size=7)), "the same order in other batches gives the same views"
+    assert not torch.equal(views(0), views(0, seed=1))
+    first, second = (next(load(Noise(), [[(epoch, 3), (epoch, 2)]], noisy, seed=0, workers=0)) for epoch in (1, 2))
+    alone = next(load(Noise(), [[(1, 2)]], noisy, seed=0, workers=0))
+    assert torch.equal(first[1:], alone)
+    assert not torch.equal(first, second)
+
+
+def test_the_global_generators_stay_as_they_were() -> None:
+    torch.manual_seed(3)
+    np.random.seed(3)  # noqa: NPY002
+    before = torch.get_rng_state(), np.random.random_sample(9)  # noqa: NPY002
+    np.random.seed(3)  # noqa: NPY002
+    views(0), views(1)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert np.array_equal(before[1], np.random.random_sample(9))  # noqa: NPY002
+
+
+def test_in_order_gives_every_row_once() -> None:
+    assert list(in_order([7, 5, 3], 2)) == [[(0, 7), (0, 5)], [(0, 3)]]
+
+
+def test_shuffled_gives_every_row_once_an_epoch() -> None:
+    batches = list(shuffled(range(10), 4, 2, seed=0, drop_last=False))
+    assert [len(batch) for batch in batches] == [4, 4, 2, 4, 4, 2]
+    orders = [[row for batch in batches[part] for _, row in batch] for part in (slice(0, 3), slice(3, 6))]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(10))
+    assert orders[0] != orders[1]
+    assert [epoch for batch in batches for epoch, _ in batch] == [1] * 10 + [2] * 10
+
+
+def test_shuffled_can_drop_what_does_not_fill_a_batch() -> None:
+    batches = list(shuffled(range(10), 4, 3, seed=0, drop_last=True))
+    assert [len(batch) for batch in batches] == [4] * 6
+    assert len(list(shuffled(range(8), 4, 1, seed=0, drop_last=True))) == 2
+
+
+def test_square_averages_where_it_shrinks() -> None:
+    image = Noise()[12]  # 21 x 8
+    truth = torch.nn.functional.interpolate(pixels(image).float()[None], size=(5, 5), mode="bilinear", antialias=True)[0]
+    assert (Square(5)(image).float() - truth).abs().max() <= 1  # rounding, once along each side
+
+
+def test_unit_is_0_to_1() -> None:
+    batch = unit(torch.tensor([[0, 51, 255]], dtype=torch.uint8), torch.device("cpu"))
+    assert torch.equal(batch, torch.tensor([[0.0, 0.2, 1.0]]))
+
+
+def test_grey_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="an image has mode 'L', expected 'RGB'; convert it where it is read"):
+        next(load(Grey(), in_order(range(N), 4), Square(8), seed=0, workers=0))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_reading_arrives_as_it_was_raised(workers: int) -> None:
+    batches = load(Broken(), in_order(range(N), 4), Square(8), seed=0, workers=workers)
+    assert len(next(batches)) == 4
+    with pytest.raises(KeyError) as caught:
+        next(batches)
+    assert caught.value.args == ("row 4 is gone",)
+    assert "in __getitem__" in caught.value.__notes__[0]
+
+
+def test_rows_pick_from_a_pool() -> None:
+    some = Rows(Noise(), [5, 2])
+    assert len(some) == 2
+    assert some[1].tobytes() == Noise()[2].tobytes()
+
+
+def test_images_held_in_memory_are_those_resized_at_every_use() -> None:
+    held, read = resized(Noise(), 8, workers=1), resized(Noise(), 8, workers=0, limit=8 * 8 * 3 * N - 1)
+    assert isinstance(held, Held)
+    assert not isinstance(read, Held)
+    assert len(held) == len(read) == N
+    assert all(held[row].tobytes() == read[row].tobytes() for row in range(N))
+    assert held[4].tobytes() == pixels(Noise()[4].resize((8, 8), Image.Resampling.BILINEAR)).permute(1, 2, 0).numpy().tobytes()
+
+
+ORPHANS = """
+import multiprocessing, os, signal, time
+from al_core.loading import in_order, load
+
+class Slow:
+    def __len__(self):
+        return 8
+    def __getitem__(self, row):
+        time.sleep(60 if row > 1 else 0)
+        import PIL.Image
+        return PIL.Image.new("RGB", (4, 4))
+
+def view(image):
+    import torch
+    return torch.zeros(1)
+
+batches = load(Slow(), in_order(range(8), 1), view, seed=0, workers=2)
+next(batches)
+print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch's own watch ends workers between images")
+def test_workers_die_with_their_parent_at_once() -> None:
+    run = subprocess.run([sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE, text=True, check=False, timeout=50)
+    assert run.returncode == -signal.SIGKILL
+    workers = [Path("/proc") / pid for pid in run.stdout.split()]
+    assert len(workers) == 2
+    deadline = time.monotonic() + 3
+    while any(map(alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(alive, workers))
+
+
+def alive(process: Path) -> bool:
+    """Exists and is no zombie, which only waits for init."""
+    try:
+        return process.joinpath("stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -1,0 +1,94 @@
+import math
+
+import numpy as np
+import pytest
+
+from al_core.metrics import accuracy, confusion, ece, log_probabilities, nll, recall, wilson
+
+LABELS = np.array([0, 0, 0, 2, 2])
+PREDICTIONS = np.array([0, 0, 1, 2, 0])
+
+
+@pytest.mark.parametrize(  # Newcombe 1998, Statistics in Medicine 17, table I, method 3
+    ("successes", "n", "low", "high"), [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)]
+)
+def test_wilson_is_the_published_interval(successes: int, n: int, low: float, high: float) -> None:
+    share = wilson(successes, n)
+    assert share.value == successes / n
+    assert (round(share.low, 4), round(share.high, 4)) == (low, high)
+
+
+def test_wilson_bounds_solve_their_definition() -> None:
+    """A bound is the share p from which the observed one is 1.96 standard errors away."""
+    for bound in wilson(7, 30)[1:]:
+        assert abs(7 / 30 - bound) / math.sqrt(bound * (1 - bound) / 30) == pytest.approx(1.959963984540054)
+
+
+def test_wilson_reaches_the_ends_exactly() -> None:
+    for n in (1, 7, 999):
+        assert wilson(0, n).low == 0.0 < wilson(0, n).high < 1
+        assert wilson(n, n).high == 1.0 > wilson(n, n).low > 0
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 0), (3, 2), (-1, 2)])
+def test_wilson_refuses_what_is_no_share(successes: int, n: int) -> None:
+    with pytest.raises(ValueError, match=f"got {successes} successes of {n}, expected 0 to n of at least 1"):
+        wilson(successes, n)
+
+
+def test_confusion_has_labels_as_rows() -> None:
+    assert confusion(LABELS, PREDICTIONS, 4).tolist() == [[2, 1, 0, 0], [0, 0, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]]
+
+
+def test_recall_counts() -> None:
+    hits, totals = recall(LABELS, PREDICTIONS, 4)
+    assert hits.tolist() == [2, 0, 1, 0]
+    assert totals.tolist() == [3, 0, 2, 0]
+
+
+def test_accuracy() -> None:
+    assert accuracy(LABELS, PREDICTIONS) == wilson(3, 5)
+
+
+def test_log_probabilities_stay_finite() -> None:
+    logs = log_probabilities(np.array([[0.0, 1e4], [-3e38, 3e38], [np.log(3), 0]], dtype=np.float32))
+    assert logs.dtype == np.float64
+    assert logs[0].tolist() == [-1e4, 0]
+    assert np.isfinite(logs).all()
+    np.testing.assert_allclose(np.exp(logs[2]), [0.75, 0.25], rtol=1e-7)
+
+
+def test_nll_by_hand() -> None:
+    shift = np.array([[100], [-7]])  # of a row: changes nothing
+    logits = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]])) + shift
+    assert nll(logits, np.array([1, 1])) == pytest.approx((math.log(4) - math.log(0.8)) / 2)
+    assert nll(np.array([[0.0, 5000.0]]), np.array([0])) == 5000
+
+
+def test_ece_by_hand() -> None:
+    """Of 15 bins, (9/15, 10/15] holds two images of confidence 0.62 and 0.66, one right; (13/15, 14/15] holds three of 0.9, all right."""
+    top = np.array([0.62, 0.66, 0.9, 0.9, 0.9])
+    logits = np.log(np.stack([top, 1 - top], axis=1))
+    labels = np.array([0, 1, 0, 0, 0])
+    assert ece(logits, labels) == pytest.approx(2 / 5 * abs(0.5 - 0.64) + 3 / 5 * abs(1 - 0.9))
+    assert ece(logits, labels, bins=1) == pytest.approx(abs(0.8 - top.mean())), "one bin: gaps of both signs cancel"
+
+
+def test_ece_of_certain_and_of_ignorant_predictions() -> None:
+    certain = np.array([[1000.0, 0.0], [1000.0, 0.0]])
+    assert ece(certain, np.array([0, 0])) == 0
+    assert ece(certain, np.array([0, 1])) == pytest.approx(0.5)
+    assert ece(np.zeros((4, 2)), np.array([0, 0, 1, 1])) == 0, "confidence 1/2 and accuracy 1/2"
+
+
+def test_errors_say_what_was_got() -> None:
+    with pytest.raises(ValueError, match="got no labels, expected at least 1"):
+        accuracy(np.array([], dtype=np.int64), np.array([], dtype=np.int64))
+    with pytest.raises(ValueError, match=r"got labels of shape \(5,\) and predictions of shape \(4,\), expected \(n,\) and \(n,\)"):
+        accuracy(LABELS, PREDICTIONS[:4])
+    with pytest.raises(ValueError, match="got classes 0 to 2, expected 0 to 1"):
+        confusion(LABELS, PREDICTIONS, 2)
+    with pytest.raises(ValueError, match="got classes 0 to 2, expected 0 to 1"):
+        nll(np.zeros((5, 2)), LABELS)
+    with pytest.raises(ValueError, match=r"got logits of shape \(5, 3\) with values that are not finite, expected \(n, classes\), finite"):
+        nll(np.full((5, 3), np.nan), LABELS)
