@@ -1,0 +1,112 @@
+"""Networks on disk: an encoder, with or without the head that classifies its embeddings, as safetensors with one line of JSON about it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from tasks.artifacts import Artifact
+from tasks.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from al_core.encoders import Encoder, Name
+
+Array = npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class Head:
+    """Linear classifier on embeddings: logits = embeddings @ weight.T + bias."""
+
+    weight: npt.NDArray[np.float32]  # (classes, d)
+    bias: npt.NDArray[np.float32]  # (classes,)
+    classes: list[str]
+
+    def logits(self, embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """(n, d) to (n, classes)."""
+        logits: npt.NDArray[np.float32] = embeddings @ self.weight.T + self.bias
+        return logits
+
+
+@dataclass(frozen=True)
+class Model(Artifact):
+    """The classifier of a round."""
+
+    file = "${here}/model.safetensors"
+
+    encoder: Name  # of the architecture
+    image_size: int  # pixels of a side
+    weights: dict[str, Array]  # the encoder's state
+    head: Head | None = None
+
+    @classmethod
+    def of(cls, encoder: Encoder, image_size: int, head: Head | None = None) -> Self:
+        """The artifact of a network."""
+        return cls(encoder.name, image_size, {key: value.cpu().numpy() for key, value in encoder.state_dict().items()}, head)
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding."""
+        return self.network().dim
+
+    def network(self) -> Encoder:
+        """The encoder, in evaluation mode on the CPU."""
+        import torch
+
+        from al_core.encoders import build
+
+        encoder = build(self.encoder, seed=0)
+        try:
+            encoder.load_state_dict({key: torch.from_numpy(value.copy()) for key, value in self.weights.items()})
+        except RuntimeError as error:
+            raise ArtifactError(f"the weights are not those of encoder {self.encoder!r}: {error}; restore the file with `dvc checkout`") from error
+        return encoder.eval()
+
+    def digest(self) -> str:
+        """sha256 of the encoder alone: equal for models that differ in their heads only."""
+        total = hashlib.sha256(f"{self.encoder} {self.image_size}".encode())
+        for name in sorted(self.weights):
+            total.update(name.encode() + np.ascontiguousarray(self.weights[name]).tobytes())
+        return total.hexdigest()
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        if not path.exists():
+            raise ArtifactError(f"{path} is missing; run the stage that writes it, or `dvc pull {path}`")
+        try:
+            with safe_open(path, framework="numpy") as file:
+                about = json.loads(file.metadata()["rondo"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            head = Head(tensors.pop("head.weight"), tensors.pop("head.bias"), about["classes"]) if "classes" in about else None
+            return cls(about["encoder"], about["image_size"], tensors, head)
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{path} is not a Rondo model ({error}); restore it with `dvc checkout {path}`") from error
+
+    def save(self, path: Path) -> None:
+        about: dict[str, object] = {"encoder": self.encoder, "image_size": self.image_size}
+        tensors = dict(self.weights)
+        if self.head:
+            about["classes"] = self.head.classes
+            tensors |= {"head.weight": self.head.weight, "head.bias": self.head.bias}
+        # one key of metadata: safetensors writes several in no fixed order
+        save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path, {"rondo": json.dumps(about, sort_keys=True)})
+
+
+class PoolEncoder(Model):
+    """The encoder that pretraining left: every round's classifier starts from it."""
+
+    file = "${pool}/encoder.safetensors"
+
+
+class CurrentModel(Model):
+    """What the round looks with: the previous round's model, or the pool's encoder."""
+
+    file = "${model}"

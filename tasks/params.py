@@ -1,0 +1,209 @@
+"""`params.yaml`: what every knob is, its default and its meaning. The commented file of a workspace is rendered from here."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tasks.errors import ParamsError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Strict and frozen: an unknown key or a wrong type is an error, never a guess."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+
+
+class Programme(Section):
+    """The labelling programme as a whole."""
+
+    budget: Positive | None = Field(None, description="labels to buy in all; the cycle ends in BudgetSpent when they are bought; null: no limit")
+
+
+class Ingest(Section):
+    """Source to pool. Runs when a pool is made, not in every round."""
+
+    source: str = Field("example://digits", description="folder, .csv/.jsonl list (uri[,label][,split]), torchvision://NAME, example://digits")
+    labels: Literal["keep", "ignore"] = Field(
+        "keep", description="labels that the source carries for train images: keep = known from the start; ignore = seen by the oracle alone"
+    )
+    test: Fraction = Field(0.2, description="share of the labelled images held out for testing, chosen by image id; only where the source has no test split")
+    max_pixels: Positive = Field(50_000_000, description="larger images go to quarantine (decompression bombs)")
+    shard_megabytes: Positive = Field(256, description="size at which a new tar shard is begun")
+    workers: Positive = Field(2, description="processes that read and decode; does not change the result")
+
+
+class Pretrain(Section):
+    """Self-supervised training of the encoder. Runs when a pool is made, not in every round."""
+
+    method: Literal["simclr", "none"] = Field("simclr", description="simclr, or none: the encoder keeps its random weights")
+    encoder: Literal["small", "resnet18"] = Field("small", description="small: 4 convolutions, for images up to about 32 px; resnet18: for larger ones")
+    image_size: Positive = Field(32, description="pixels; images are resized to image_size x image_size")
+    epochs: Positive = Field(20, description="passes over the pool")
+    batch_size: Annotated[int, Field(ge=2)] = Field(256, description="images a step; SimCLR contrasts within it")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(0.003, description="peak of the cosine schedule (AdamW), after one epoch of warm-up")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(1e-4, description="AdamW's")
+    temperature: Annotated[float, Field(gt=0)] = Field(0.2, description="of the contrastive loss; lower = harder negatives")
+    min_crop: Annotated[float, Field(gt=0, le=1)] = Field(0.4, description="smallest share of the image that a random crop keeps")
+    color: Annotated[float, Field(ge=0)] = Field(0.5, description="strength of colour jitter; 0 for grey images")
+    flip: bool = Field(True, description="mirror left-right; false where it changes the meaning (digits, text)")
+    rotate: Annotated[float, Field(ge=0, le=180)] = Field(0.0, description="largest random rotation, degrees")
+    workers: Annotated[int, Field(ge=0)] = Field(2, description="loader processes; does not change the result")
+
+
+class Embed(Section):
+    """Signals for the method."""
+
+    signals: tuple[Literal["embeddings", "logits"], ...] = Field(("embeddings",), description="what to compute; `rondo open` adds what the method reads")
+    batch_size: Positive = Field(256, description="images a step")
+    workers: Annotated[int, Field(ge=0)] = Field(2, description="loader processes; does not change the result")
+
+
+class Acquire(Section):
+    """Which images to label next."""
+
+    method: dict[str, Any] = Field({"name": "margin"}, description="name and parameters of the acquisition method; `rondo methods` lists them")
+    cold_start: dict[str, Any] | None = Field({"name": "random"}, description="method of a first round, where `method` needs a model; null: refuse")
+    budget: Positive = Field(100, description="images a round, both arms together")
+    control: Fraction = Field(0.1, description="share of the budget drawn uniformly at random: an unbiased sample that shows whether the method pays")
+
+
+class Export(Section):
+    """The batch for the labellers."""
+
+    url_prefix: str = Field("", description="put before each uri in the labelling tool's tasks, such as https://host/bucket/")
+    images: bool = Field(True, description="copy the picked images into batch/images/")
+    columns: Positive = Field(10, description="images a row in the contact sheet")
+
+
+class ImportLabels(Section):
+    """Answers to labels."""
+
+    labeller: Literal["files", "oracle"] = Field(
+        "files", description="files: people's answers in answers/rNNN/; oracle: the source's labels (demos, backtests)"
+    )
+    noise: Fraction = Field(0.0, description="oracle only: share of answers replaced by another class")
+    min_answered: Fraction = Field(1.0, description="share of the batch that must be answered before the round goes on")
+
+
+class Retrain(Section):
+    """The classifier of the round, always from the pool's encoder."""
+
+    mode: Literal["linear", "finetune"] = Field("linear", description="linear: logistic regression on frozen embeddings; finetune: all weights")
+    l2: Annotated[float, Field(gt=0)] = Field(0.001, description="linear: strength of the ridge on the weights, per example")
+    epochs: Positive = Field(30, description="finetune: passes over the labelled images")
+    batch_size: Positive = Field(64, description="finetune: images a step")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(0.0005, description="finetune: peak of the cosine schedule (AdamW)")
+
+
+class Params(Section):
+    """Everything a round is opened with. `rondo open` freezes it, with the wiring filled in, into rounds/rNNN/params.yaml."""
+
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="of every random choice; each (seed, round, stage, purpose) has a generator of its own")
+    classes: list[str] | None = Field(None, description="the answers people may give; null: the classes that the source's labels name")
+    programme: Programme = Programme()
+    ingest: Ingest = Ingest()
+    pretrain: Pretrain = Pretrain()
+    embed: Embed = Embed()
+    acquire: Acquire = Acquire()
+    export: Export = Export()
+    import_labels: ImportLabels = Field(ImportLabels(), alias="import-labels")
+    retrain: Retrain = Retrain()
+    round: str = Field("r001", description="set by `rondo open`, like all below; here they serve the example that `dvc repro` runs in this folder")
+    pool: str = Field("example/pool", description="folder of the pool")
+    previous: str | None = Field("example/pool", description="folder of the round before (of the pool, for the first round; of the pool before, in a pool)")
+    model: str = Field("example/pool/encoder.safetensors", description="what embed looks with: the previous round's model, or the pool's encoder")
+    here: str = Field("example/round", description="folder of the round")
+    answers: str = Field("example/pool/known.parquet", description="what the labellers returned; the oracle's are the source's own labels")
+    code: str = Field("unfrozen", description="version of Rondo that the round was opened with; stages refuse to run under another")
+    image: str | None = Field(None, description="container image that the round was opened with (RONDO_IMAGE)")
+
+    @classmethod
+    def load(cls, path: Path) -> Params:
+        """Read and check a `params.yaml`.
+
+        Raises:
+            ParamsError: naming the key, what was got, what is expected, and the nearest known key.
+        """
+        try:
+            content = yaml.safe_load(path.read_text("utf-8"))
+        except FileNotFoundError as error:
+            raise ParamsError(f"{path} is missing; is this a workspace? `rondo init DIR --source SOURCE` makes one") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ParamsError(f"{path} is not YAML: {error}") from error
+        if not isinstance(content, dict):
+            raise ParamsError(f"{path} holds {type(content).__name__}, expected sections such as `acquire:`")
+        return cls.check(content, str(path))
+
+    @classmethod
+    def check(cls, content: dict[str, Any], where: str) -> Params:
+        """The params that plain values mean; `where` begins each line of an error."""
+        try:
+            return cls.model_validate_json(json.dumps(content), strict=True)
+        except ValidationError as error:
+            raise ParamsError("\n".join(f"{where}: {line}" for line in explain(cls, error))) from error
+        except TypeError as error:  # a YAML date or set
+            raise ParamsError(f"{where}: {error}; put the value in quotes") from error
+
+    def dump(self) -> str:
+        """The file's text with every value explicit, as frozen rounds hold it."""
+        return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True, width=1000)
+
+
+def explain(model: type[BaseModel], error: ValidationError) -> Iterator[str]:
+    """One line a problem: where, what was got, what is expected, what to do."""
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            *parents, key = problem["loc"]
+            known = sorted(field.alias or name for name, field in section(model, parents).model_fields.items())
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+            yield f"unknown key {where!r}; {hint}"
+        else:
+            yield f"{where} is {problem['input']!r}; {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def section(model: type[BaseModel], path: list[int | str]) -> type[BaseModel]:
+    """The model of the section at `path`, whose parts are keys as written in the file."""
+    for part in path:
+        fields = {field.alias or name: field for name, field in model.model_fields.items()}
+        annotation = fields[str(part)].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel), f"{part} is no section"
+        model = annotation
+    return model
+
+
+def render(params: Params) -> str:
+    """The commented `params.yaml` of a workspace."""
+    lines = ["# What the next round opens with. Edit, commit, then `rondo open` (or `rondo cycle`): rounds already open or closed do not change.", ""]
+    for name, field in Params.model_fields.items():
+        key, value = field.alias or name, getattr(params, name)
+        if isinstance(value, Section):
+            lines += ["", f"{key}:  # {(type(value).__doc__ or '').strip()}"]
+            for inner, inner_field in type(value).model_fields.items():
+                lines.append("  " + entry(inner, getattr(value, inner), inner_field.description, inner_field.annotation))
+        else:
+            if key == "round":
+                lines.append("")
+            lines.append(entry(key, value, field.description, field.annotation))
+    return "\n".join(lines) + "\n"
+
+
+def entry(key: str, value: Any, description: str | None, annotation: Any) -> str:
+    """`key: value  # meaning (choices)` on one line."""
+    plain = list(value) if isinstance(value, tuple) else value
+    text = yaml.safe_dump(plain, default_flow_style=True, width=10_000, allow_unicode=True).removesuffix("...\n").strip()
+    choices = [str(choice) for choice in typing.get_args(annotation)] if typing.get_origin(annotation) is Literal else []
+    missing = not all(choice in (description or "") for choice in choices)
+    return f"{key}: {text}  # {description}" + (f" ({' | '.join(choices)})" if missing else "")

@@ -1,0 +1,95 @@
+"""The signals of a round on disk: what the method may look at, row by row of the manifest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file, save_file
+
+from tasks.artifacts import Folder, Manifest
+from tasks.errors import ArtifactError
+from tasks.models import Head, Model
+
+
+class Signals(Folder):
+    """A folder: row i of every array is image i of the manifest.
+
+    `ids.npy` (n,) S64; `embeddings.npy` (n, d) float32; `logits.npy` (n, classes) float32 where asked for; `head.safetensors` where the model has
+    a head; `signals.json`: the digest of the encoder, and the classes in the order of the logits.
+    """
+
+    file = "${here}/signals"
+
+    @classmethod
+    def begin(cls, path: Path, manifest: Manifest, model: Model) -> Signals:
+        """A new folder with all but the arrays."""
+        path.mkdir()
+        np.save(path / "ids.npy", manifest.ids.astype("S64"), allow_pickle=False)
+        classes = model.head.classes if model.head else None
+        (path / "signals.json").write_text(json.dumps({"classes": classes, "encoder": model.digest()}, sort_keys=True) + "\n", "utf-8")
+        if model.head:
+            save_file({"weight": model.head.weight, "bias": model.head.bias}, path / "head.safetensors")
+        return cls(path)
+
+    def write(self, name: str, rows: int, dim: int) -> ArrayWriter:
+        """An array to be filled batch by batch."""
+        return ArrayWriter(self.path / f"{name}.npy", (rows, dim))
+
+    def has(self, name: str) -> bool:
+        """Whether the array was computed."""
+        return (self.path / f"{name}.npy").exists()
+
+    def array(self, name: str) -> npt.NDArray[np.float32]:
+        """`embeddings` or `logits`, memory-mapped and read-only."""
+        if not self.has(name):
+            raise ArtifactError(f"{self.path / name}.npy is missing: embed.signals did not name {name!r}; open the round again with it")
+        array: npt.NDArray[np.float32] = np.load(self.path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        return array
+
+    def head(self) -> Head | None:
+        """The head of the model that looked, None if it had none."""
+        path = self.path / "head.safetensors"
+        if not path.exists():
+            return None
+        tensors = load_file(path)
+        return Head(tensors["weight"], tensors["bias"], self.about()["classes"])
+
+    def about(self) -> dict[str, list[str]]:
+        """`signals.json`."""
+        content: dict[str, list[str]] = json.loads((self.path / "signals.json").read_text("utf-8"))
+        return content
+
+    def encoder(self) -> str:
+        """Digest of the encoder whose embeddings these are."""
+        return str(self.about()["encoder"])
+
+    def check(self, manifest: Manifest) -> None:
+        """Raise unless the rows are the manifest's."""
+        ids = np.load(self.path / "ids.npy", allow_pickle=False).astype(np.str_)
+        if not np.array_equal(ids, manifest.ids):
+            raise ArtifactError(f"{self.path} was made for another manifest ({len(ids)} rows, expected {len(manifest)}); run embed again")
+
+
+class ArrayWriter:
+    """A float32 `.npy` file written from front to back; by plain writes, since a memory map on a full disk ends the process without a word."""
+
+    def __init__(self, path: Path, shape: tuple[int, int]) -> None:
+        self.left = shape[0]
+        self.file = path.open("wb")
+        np.lib.format.write_array_header_1_0(self.file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+
+    def __enter__(self) -> ArrayWriter:
+        return self
+
+    def append(self, batch: npt.NDArray[np.float32]) -> None:
+        """The next rows."""
+        self.left -= len(batch)
+        self.file.write(np.ascontiguousarray(batch, "<f4").tobytes())
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.file.close()
+        if kind is None and self.left:
+            raise ArtifactError(f"{self.file.name}: {self.left} rows are missing; this is a fault of the stage that writes it")
