@@ -1,0 +1,328 @@
+"""The first stage of a pool: every file of the source verified, each distinct image once in the shards, everything else in quarantine."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tarfile
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import yaml
+
+from tasks.artifacts import IngestReport, Known, Manifest, Quarantine, Shards, StartLabels
+from tasks.errors import ArtifactError, SourceError
+from tasks.images import SUFFIXES
+from tasks.params import Ingest, Params
+from tasks.progress import progress, say
+from tasks.reading import Bad, Seen, read_all
+from tasks.sources import Entry, Reader, Source, open_source
+from tasks.stage import Run, stage
+
+ORDER = ("test", "validation", "train")  # of copies in several splits, the first wins: what is tested on is never trained on
+PLACE = ("id", "shard", "offset", "length", "width", "height", "format")
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """A pool's images and what its source says about them."""
+
+    manifest: Manifest
+    shards: Shards
+    known: Known
+    labels: StartLabels
+    quarantine: Quarantine
+    report: IngestReport
+
+
+@stage("round", "previous")
+def ingest(params: Ingest, run: Run) -> Ingested:
+    """Turn the source into a pool: verified, distinct images in tar shards, with a manifest.
+
+    A file that the pool before has under the same uri with the same size is taken over without reading it: once ingested, files of a source
+    count as immutable. That holds while `ingest.source` is the same; of another source every file is read, and bytes known already are still
+    stored once. Relative paths in the params are relative to the working directory, which DVC makes the folder of the `params.yaml`.
+
+    Raises:
+        SourceError: the source cannot be listed, or no file of it is a readable image.
+        ArtifactError: the pool before is incomplete.
+    """
+    source = open_source(params.source, Path(), run.scratch / "source")
+    previous = Previous.of(run.params)
+    kept = previous.take_over(source, params)
+    say(
+        f"ingest: {len(source.entries):,} files listed, {len(kept):,} of them as in the pool before, {len(source.entries) - len(kept):,} to read"
+        + (f" ({source.passed_over:,} files of other kinds passed over)" if source.passed_over else "")
+    )
+    shards = run.scratch / "shards"
+    shards.mkdir()
+    ids: list[str | None] = [kept.get(entry.uri) for entry in source.entries]
+    unread = [place for place, name in enumerate(ids) if name is None]
+    placed: dict[str, Placed] = {}
+    bad = [Bad(uri, "unreadable", why) for uri, why in source.unlisted]
+    with (
+        ShardWriter(shards, run.round, previous.count(run.round), params.shard_megabytes * 10**6) as writer,
+        closing(read_all(source.reader, [source.entries[place].uri for place in unread], params.max_pixels, params.workers)) as results,
+    ):
+        for place, (seen, data) in zip(unread, progress(results, len(unread), "ingest: files"), strict=True):
+            if isinstance(seen, Bad):
+                bad.append(seen)
+                continue
+            ids[place] = seen.id
+            if seen.id not in placed and seen.id not in previous.rows:
+                placed[seen.id] = Placed(seen.id, *writer.add(seen, data), len(data), seen.width, seen.height, seen.format)
+    if not any(ids):
+        raise SourceError(f"none of the {len(bad)} files of {source.name!r} is a readable image:\n" + "\n".join(f"  {each}" for each in bad[:5]))
+    return assemble(source, Found(ids, list(placed.values()), bad, len(kept)), previous, shards, params, run.round)
+
+
+# ---- shards ----------------------------------------------------------------------------------------------------------------------
+
+
+class Placed(NamedTuple):
+    """An image and where it lies; the fields are PLACE."""
+
+    id: str
+    shard: str
+    offset: int
+    length: int
+    width: int
+    height: int
+    format: str
+
+
+class ShardWriter:
+    """Images one after another into tar files whose bytes depend on nothing but the images and their order."""
+
+    def __init__(self, folder: Path, prefix: str, number: int, most_bytes: int) -> None:
+        self.folder, self.prefix, self.number, self.most_bytes = folder, prefix, number, most_bytes
+        self.file: BinaryIO | None = None
+        self.at = 0  # bytes written to the file
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def add(self, seen: Seen, data: bytes) -> tuple[str, int]:
+        """Append an image; gives the shard's name and the byte at which its data starts."""
+        if self.file and self.at + len(data) > self.most_bytes:
+            self.close()
+        if self.file is None:
+            self.file, self.at = (self.folder / self.name).open("wb"), 0
+        entry = tarfile.TarInfo(f"{seen.id}.{SUFFIXES[seen.format]}")  # mtime, uid and gid are 0, the mode is 0644
+        entry.size = len(data)
+        head = entry.tobuf(tarfile.USTAR_FORMAT)
+        padding = bytes(-len(data) % tarfile.BLOCKSIZE)
+        self.file.write(head + data + padding)
+        start = self.at + len(head)
+        self.at = start + len(data) + len(padding)
+        return self.name, start
+
+    @property
+    def name(self) -> str:
+        """Of the shard being written: p001-00000.tar."""
+        return f"{self.prefix}-{self.number:05}.tar"
+
+    def close(self) -> None:
+        """End the shard, if one is begun; the next image begins another."""
+        if self.file:
+            end = 2 * tarfile.BLOCKSIZE
+            self.file.write(bytes(end + -(self.at + end) % tarfile.RECORDSIZE))
+            self.file.close()
+            self.file, self.number = None, self.number + 1
+
+
+# ---- the pool before -------------------------------------------------------------------------------------------------------------
+
+
+class Previous:
+    """The pool before, or nothing where this is the first."""
+
+    def __init__(self, table: pa.Table, shards: Path | None = None, source: str | None = None) -> None:
+        self.table, self.shards, self.source = table, shards, source
+        self.rows: dict[str, int] = {name: row for row, name in enumerate(table["id"].to_pylist())}
+
+    @classmethod
+    def of(cls, params: Params) -> Previous:
+        """The pool that the params name; one that names itself, or none, is the first.
+
+        Raises:
+            ArtifactError: the pool is named but its manifest or shards are not there.
+        """
+        if params.previous is None or Path(params.previous).resolve() == Path(params.pool).resolve():
+            return cls(Manifest.schema.empty_table())
+        folder = Path(params.previous)
+        manifest = Manifest.load(folder / "manifest.parquet")
+        try:
+            source = yaml.safe_load((folder / "params.yaml").read_text("utf-8"))["ingest"]["source"]
+        except (OSError, KeyError, TypeError, yaml.YAMLError):
+            source = None  # then uris cannot be trusted to mean the same files
+        return cls(manifest.table, Shards.load(folder / "shards").path, source)
+
+    def take_over(self, source: Source, params: Ingest) -> dict[str, str]:
+        """Ids by uri of the files that need not be read: same source, same uri, same size."""
+        if self.source != params.source or not len(self.table):
+            return {}
+        small = np.asarray(self.table["width"]).astype(np.int64) * np.asarray(self.table["height"]) <= params.max_pixels
+        sizes = {
+            uri: (name, length)
+            for name, uris, length, fits in zip(*(self.table[key].to_pylist() for key in ("id", "uris", "length")), small, strict=True)
+            for uri in uris
+            if fits
+        }
+        kept = {}
+        for entry in source.entries:
+            name, length = sizes.get(entry.uri, ("", -1))
+            if name and size_now(source.reader, entry) == length:
+                kept[entry.uri] = name
+        return kept
+
+    def count(self, prefix: str) -> int:
+        """The number after the last shard of that prefix."""
+        numbers = [int(found[1]) for name in self.table["shard"].unique().to_pylist() if (found := re.fullmatch(rf"{re.escape(prefix)}-(\d+)\.tar", name))]
+        return max(numbers, default=-1) + 1
+
+    def places(self, ids: npt.NDArray[np.str_]) -> pa.Table:
+        """Where those of the images lie that this pool has."""
+        rows = [self.rows[name] for name in ids.tolist() if name in self.rows]
+        return self.table.select(PLACE).take(np.array(rows, dtype=np.int64))
+
+    def bring(self, places: pa.Table, folder: Path) -> None:
+        """Link, or else copy, into `folder` the shards that hold the images in `places`.
+
+        Raises:
+            ArtifactError: one is missing or too short.
+        """
+        if not len(places) or self.shards is None:
+            return
+        ends = pa.table({"shard": places["shard"], "end": np.asarray(places["offset"]) + np.asarray(places["length"])})
+        for shard, end in zip(*ends.group_by("shard").aggregate([("end", "max")]).to_pydict().values(), strict=True):
+            path = (self.shards / shard).resolve()  # DVC may have put a link to its cache there
+            size = path.stat().st_size if path.exists() else None
+            if size is None or size < end:
+                raise ArtifactError(
+                    f"{self.shards / shard} is {'missing' if size is None else f'too short ({size} bytes)'}, the manifest expects at least {end} bytes; "
+                    f"restore it with `dvc checkout` or `dvc pull {self.shards}`"
+                )
+            try:
+                os.link(path, folder / shard)
+            except OSError:
+                shutil.copyfile(path, folder / shard)
+
+
+def size_now(reader: Reader, entry: Entry) -> int | None:
+    """Bytes of the file; None where it cannot be told."""
+    try:
+        return reader.size(entry.uri)
+    except OSError:
+        return None
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Found:
+    """What became of the source's files."""
+
+    ids: Sequence[str | None]  # by file, as the source's entries; None: in quarantine
+    placed: Sequence[Placed]  # images that the pool before did not have
+    bad: Sequence[Bad]
+    reused: int  # files that were not read
+
+
+def assemble(source: Source, found: Found, previous: Previous, shards: Path, params: Ingest, name: str) -> Ingested:
+    """The pool's tables, and in `shards` the shards that it shares with the pool before."""
+    files = [(image, entry) for image, entry in zip(found.ids, source.entries, strict=True) if image is not None]
+    files.sort(key=lambda file: file[0])  # stable: within an image the uris stay sorted
+    every = np.array([image for image, _ in files], dtype="S64")
+    starts = np.flatnonzero(np.r_[True, every[1:] != every[:-1]])  # each image's first file
+    ids = every[starts].astype(np.str_)
+
+    splits, leaks = resolve_splits([entry.split for _, entry in files], starts)
+    labels, conflicts = resolve_labels([entry.label for _, entry in files], starts)
+    known = pd.notna(labels)
+    if not source.has_test:
+        splits[known & (splits == "train") & (shares(ids) < params.test)] = "test"
+    given = known & ((splits != "train") | (params.labels == "keep"))
+
+    old = previous.places(ids)
+    previous.bring(old, shards)
+    places = pa.concat_tables([old, pa.Table.from_pylist([each._asdict() for each in found.placed], schema=old.schema)]).sort_by("id")
+    assert places["id"].to_pylist() == ids.tolist(), "each image lies in one place"
+    uris = pa.array([entry.uri for _, entry in files], pa.string())
+    grouped = pa.ListArray.from_arrays(pa.array(np.r_[starts, len(files)], pa.int32()), uris)
+    report = IngestReport(
+        found=len(found.ids) + len(source.unlisted),
+        reused=found.reused,
+        images=len(ids),
+        duplicates=len(files) - len(ids),
+        quarantined=Counter(each.reason for each in found.bad),
+        splits=Counter(splits.tolist()),
+        known=Counter(labels[known].tolist()),
+        conflicts=conflicts,
+        leaks=leaks,
+        gone=len(previous.rows) - len(old),
+        bytes=int(np.asarray(places["length"]).sum()),
+    )
+    say(f"ingest: {summary(report)}")
+    start = pd.DataFrame({"id": ids[given], "label": labels[given], "round": name, "annotator": "source", "arm": "source"})
+    return Ingested(
+        Manifest.of({**{key: places[key] for key in PLACE}, "uri": uris.take(starts), "uris": grouped, "split": splits}),
+        Shards(shards),
+        Known.of({"id": ids[known], "label": labels[known]}),
+        StartLabels.of(start),
+        Quarantine.of([each._asdict() for each in found.bad]),
+        report,
+    )
+
+
+def resolve_splits(splits: Sequence[str | None], starts: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.object_], int]:
+    """The split of each image whose files begin at `starts`, and how many have files in several."""
+    codes = np.array([ORDER.index(split or "train") for split in splits])
+    first, last = np.minimum.reduceat(codes, starts), np.maximum.reduceat(codes, starts)
+    return np.array(ORDER, dtype=object)[first], int((first != last).sum())
+
+
+def resolve_labels(labels: Sequence[str | None], starts: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.object_], int]:
+    """The label of each image whose files begin at `starts`, None where there is none or they disagree, and how many disagree."""
+    classes = sorted({label for label in labels if label is not None})
+    code = {label: place for place, label in enumerate(classes)}
+    none = len(classes)
+    low = np.minimum.reduceat(np.array([none if label is None else code[label] for label in labels]), starts)
+    high = np.maximum.reduceat(np.array([-1 if label is None else code[label] for label in labels]), starts)
+    agreed = np.where(low == high, low, none)
+    return np.array([*classes, None], dtype=object)[agreed], int((low < high).sum())
+
+
+def shares(ids: npt.NDArray[np.str_]) -> npt.NDArray[np.float64]:
+    """A number in [0, 1) for each image, from its id alone: an image stays on its side of a threshold while the pool grows."""
+    return np.array([int(name[:8], 16) for name in ids.tolist()], dtype=np.float64) / 2**32
+
+
+def summary(report: IngestReport) -> str:
+    """`1,797 images (train 1,440, test 357), 3 files in quarantine (truncated 2, empty 1)`."""
+
+    def counts(numbers: dict[str, int]) -> str:
+        return ", ".join(f"{name} {number:,}" for name, number in sorted(numbers.items(), key=lambda item: (-item[1], item[0])))
+
+    parts = [f"{report.images:,} images ({counts(report.splits)})", f"{report.duplicates:,} duplicates"]
+    if report.quarantined:
+        parts.append(f"{sum(report.quarantined.values()):,} files in quarantine ({counts(report.quarantined)})")
+    parts += [
+        f"{number:,} {what}"
+        for number, what in ((report.conflicts, "conflicting labels"), (report.leaks, "in several splits"), (report.gone, "gone"))
+        if number
+    ]
+    return ", ".join(parts)

@@ -1,0 +1,163 @@
+"""Files to verified images, in several processes: what a source's file is, or why it is none. Imports little, since each process imports it."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import itertools
+import multiprocessing
+import os
+import re
+import warnings
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import NamedTuple
+
+from PIL import UnidentifiedImageError
+
+from tasks.errors import SourceError
+from tasks.images import open_image, to_rgb
+from tasks.process import die_with_parent
+from tasks.sources import Reader
+
+CHUNK_FILES, CHUNK_BYTES = 256, 2**22  # what a process reads at a time: some 50 ms, much more than handing it over takes
+ALONE = 16  # chunks; fewer are read here, since starting processes would take longer
+
+
+class Seen(NamedTuple):
+    """A readable image."""
+
+    id: str
+    width: int  # upright
+    height: int
+    format: str
+
+
+class Bad(NamedTuple):
+    """A file that is none."""
+
+    uri: str
+    reason: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.uri}: {self.reason} ({self.detail})"
+
+
+Result = tuple[Seen | Bad, bytes]  # with the bytes of a readable image
+
+
+class UnfitError(Exception):
+    """Why bytes are no image of the pool."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+def examine(data: bytes, max_pixels: int) -> Seen:
+    """Verify an image by decoding all of it, just as `Images` will.
+
+    Raises:
+        UnfitError: it is empty, no image, too large (seen in its header, before anything is decoded), truncated or damaged.
+    """
+    if not data:
+        raise UnfitError("empty", "0 bytes")
+    with warnings.catch_warnings(action="ignore"):  # Pillow's remarks about odd metadata
+        try:
+            image = open_image(data)
+            width, height = image.size
+            if width * height > max_pixels:
+                raise UnfitError("too-large", f"{width} x {height} pixels; ingest.max_pixels is {max_pixels}")
+            kind = image.format or ""
+            image = to_rgb(image)
+        except UnfitError:
+            raise
+        except UnidentifiedImageError as error:
+            raise UnfitError("not-an-image", str(error)) from error
+        except Exception as error:  # plugins raise nearly anything on damaged data
+            detail = re.sub(r"0x[0-9a-f]{6,}", "0x...", f"{error}") or type(error).__name__
+            raise UnfitError("truncated" if re.search(r"truncat|EOF|only got|not enough", detail, re.I) else "unreadable", detail) from error
+    return Seen(hashlib.sha256(data).hexdigest(), *image.size, kind)
+
+
+def read_one(reader: Reader, uri: str, max_pixels: int) -> Result:
+    """Read and verify one file."""
+    try:
+        data = reader.read(uri, 16 * max_pixels + 2**20)  # 16 bytes a pixel are more than any format needs
+        return examine(data, max_pixels), data
+    except UnfitError as unfit:
+        return Bad(uri, unfit.reason, unfit.detail), b""
+    except (FileNotFoundError, NotADirectoryError):
+        return Bad(uri, "vanished", "listed, but no such file when it was read"), b""
+    except OSError as error:
+        if error.errno == errno.EFBIG:
+            return Bad(uri, "too-large", f"{error.strerror}; {max_pixels} pixels (ingest.max_pixels) cannot need as many"), b""
+        return Bad(uri, "unreadable", error.strerror or type(error).__name__), b""
+
+
+def read_chunk(reader: Reader, uris: Sequence[str], max_pixels: int) -> list[Result]:
+    """Read and verify some files."""
+    return [read_one(reader, uri, max_pixels) for uri in uris]
+
+
+def read_all(reader: Reader, uris: Sequence[str], max_pixels: int, workers: int) -> Generator[Result]:
+    """Results in the order of the uris, with any number of processes.
+
+    Memory: three chunks a process are under way, each of at most CHUNK_BYTES or one file.
+
+    Raises:
+        SourceError: a process was killed, naming the files that were being read.
+    """
+    chunks = chunked(reader, uris)
+    first = list(itertools.islice(chunks, ALONE))
+    if workers == 1 or len(first) < ALONE:
+        for chunk in itertools.chain(first, chunks):
+            yield from (read_one(reader, uri, max_pixels) for uri in chunk)
+        return
+    waiting: deque[tuple[Future[list[Result]], list[str]]] = deque()
+    context = multiprocessing.get_context("spawn")  # fork copies locks that other threads hold
+    with ProcessPoolExecutor(workers, context, initializer=begin, initargs=(os.getpid(),)) as pool:
+        try:
+            for chunk in itertools.chain(first, chunks):
+                waiting.append((pool.submit(read_chunk, reader, chunk, max_pixels), chunk))
+                if len(waiting) >= 3 * workers:
+                    yield from waiting[0][0].result()
+                    waiting.popleft()
+            while waiting:
+                yield from waiting[0][0].result()
+                waiting.popleft()
+        except BrokenProcessPool as error:
+            busy = [uri for _, chunk in waiting for uri in chunk]
+            raise SourceError(
+                f"a reading process was killed, perhaps for lack of memory, with {len(busy)} files under way ({', '.join(busy[:3])}, ...); "
+                "lower ingest.workers or ingest.max_pixels, and run again"
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def begin(parent: int) -> None:
+    """Tie a reading process to the one that started it."""
+    die_with_parent()
+    if os.getppid() != parent:  # it died before we were tied
+        os._exit(1)
+
+
+def chunked(reader: Reader, uris: Iterable[str]) -> Iterator[list[str]]:
+    """Uris in groups that are read at a time."""
+    chunk: list[str] = []
+    total = 0
+    for uri in uris:
+        chunk.append(uri)
+        try:
+            total += reader.size(uri)
+        except OSError:  # reading it will say why
+            total += 0
+        if len(chunk) >= CHUNK_FILES or total >= CHUNK_BYTES:
+            yield chunk
+            chunk, total = [], 0
+    if chunk:
+        yield chunk
