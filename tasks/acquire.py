@@ -1,0 +1,100 @@
+"""Acquire: choose the images people should label next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import al_core
+from al_core import registry
+from al_core.metrics import log_probabilities
+from al_core.seeds import derive
+from tasks.artifacts import AcquireReport, Labels, Manifest, PreviousLabels, Selection
+from tasks.models import Head
+from tasks.params import Acquire
+from tasks.signals import Signals
+from tasks.stage import Run, stage
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Acquired:
+    """What the stage writes."""
+
+    selection: Selection
+    report: AcquireReport
+
+
+@stage("round", "seed")
+def acquire(signals: Signals, manifest: Manifest, previous: PreviousLabels, params: Acquire, run: Run) -> Acquired:
+    """Choose the images people should label next."""
+    signals.check(manifest)
+    pool = pool_of(signals, manifest, previous)
+    num_control = round(params.budget * params.control)
+    name, knobs = params.method["name"], {key: value for key, value in params.method.items() if key != "name"}
+    control = draw("random", pool, num_control, {}, derive(run.seed, run.round, "acquire", "control"))
+    picked = draw(name, pool.without(control.rows), params.budget - num_control, knobs, derive(run.seed, run.round, "acquire", "method"))
+    report = AcquireReport(
+        method=params.method,
+        direction=registry.card(name).direction,
+        budget=params.budget,
+        acquired=len(picked),
+        control=len(control),
+        unlabelled=len(pool.available),
+        labelled=len(pool.labeled),
+        info=dict(picked.info),
+    )
+    return Acquired(selection_of(picked, control.rows, signals, manifest, name), report)
+
+
+def draw(name: str, pool: al_core.Pool, budget: int, knobs: dict[str, Any], seed: int) -> al_core.Selection:
+    """A method's picks; none where the arm's share of the budget rounds to nothing."""
+    if budget == 0:
+        return al_core.Selection(np.empty(0, np.int64), np.empty(0))
+    return al_core.select(name, pool, budget=budget, seed=seed, **knobs)
+
+
+def pool_of(signals: Signals, manifest: Manifest, known: Labels) -> al_core.Pool:
+    """The signals as the methods see them: labelled train images are known points; test, validation and unlabelable images are out of reach."""
+    frame = manifest.frame.merge(known.frame[["id", "label"]].assign(answered=True), on="id", how="left")
+    answered = frame["answered"].notna() & (frame["split"] == "train")
+    labelled = answered & frame["label"].notna()
+    return al_core.Pool(
+        embeddings=signals.array("embeddings"),
+        logits=signals.array("logits") if signals.has("logits") else None,
+        labeled=np.flatnonzero(labelled),
+        excluded=np.flatnonzero((frame["split"] != "train") | (answered & ~labelled)),
+    )
+
+
+def selection_of(picked: al_core.Selection, control: Rows, signals: Signals, manifest: Manifest, method: str) -> Selection:
+    """The table of picks: the method's in its order, then the control arm's."""
+    rows = np.concatenate([picked.rows, control])
+    num = len(picked.rows)
+    scores = np.concatenate([picked.scores, np.full(len(control), np.nan)])
+    predictions, confidences = expectations(signals, rows)
+    return Selection.of(
+        {
+            "rank": np.arange(len(rows), dtype=np.int32),
+            "id": manifest.ids[rows],
+            "score": [None if np.isnan(score) else float(score) for score in scores],
+            "arm": ["acquired"] * num + ["control"] * len(control),
+            "reason": [method if np.isnan(score) else f"{method}: {score:.6g}" for score in picked.scores] + ["drawn uniformly at random"] * len(control),
+            "prediction": predictions,
+            "confidence": confidences,
+        }
+    )
+
+
+def expectations(signals: Signals, rows: Rows) -> tuple[list[str | None], list[float | None]]:
+    """Class and softmax probability that the model in use expects of these rows; nulls without a model."""
+    head: Head | None = signals.head()
+    if head is None:
+        return [None] * len(rows), [None] * len(rows)
+    probabilities = np.exp(log_probabilities(head.logits(signals.array("embeddings")[rows])))
+    best = probabilities.argmax(axis=1)
+    return [head.classes[index] for index in best], [float(value) for value in probabilities.max(axis=1)]

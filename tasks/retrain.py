@@ -1,0 +1,166 @@
+"""Retrain: the round's classifier, always from the pool's encoder, and how good it is."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from al_core import metrics
+from tasks.artifacts import Estimate, Labels, Manifest, Metrics, Plots, Predictions, Selection, Shards
+from tasks.embed import features
+from tasks.errors import AnswersError
+from tasks.images import Images
+from tasks.models import Head, Model, PoolEncoder
+from tasks.params import Retrain
+from tasks.progress import line, say
+from tasks.signals import Signals
+from tasks.stage import Run, stage
+
+Floats = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """What the stage writes."""
+
+    model: Model
+    metrics: Metrics
+    predictions: Predictions
+    plots: Plots
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows of the pool with their classes."""
+
+    rows: Rows  # (n,)
+    classes: Rows  # (n,) index into the round's classes
+
+
+@stage("round", "seed", "classes")
+def retrain(
+    labels: Labels, selection: Selection, manifest: Manifest, shards: Shards, encoder: PoolEncoder, signals: Signals, params: Retrain, run: Run
+) -> Retrained:
+    """Train the round's classifier on all labels known, and measure it."""
+    signals.check(manifest)
+    classes = run.params.classes or []
+    train, test = (examples(labels, manifest, classes, split) for split in ("train", "test"))
+    if len(train.rows) == 0:
+        raise AnswersError("no train image has a label yet; answers that say 'cannot be labelled' train nothing: open a round with other picks")
+    model, logits = (linear if params.mode == "linear" else finetuned)(train, manifest, shards, encoder, signals, classes, params, run)
+    metrics = measure(logits, train, test, classes, control(selection, labels))
+    return Retrained(model, metrics, predictions(logits, manifest, classes), plots(logits, test, classes, run))
+
+
+def examples(labels: Labels, manifest: Manifest, classes: list[str], split: str) -> Examples:
+    """The images of a split whose class is known and among the round's classes."""
+    known = manifest.frame[["id", "split"]].merge(labels.frame[["id", "label"]], on="id", how="left")
+    index = pd.Categorical(known["label"], categories=classes).codes
+    rows = np.flatnonzero((known["split"] == split) & (index >= 0))
+    return Examples(rows, index[rows].astype(np.int64))
+
+
+def linear(
+    train: Examples, manifest: Manifest, shards: Shards, encoder: PoolEncoder, signals: Signals, classes: list[str], params: Retrain, run: Run
+) -> tuple[Model, Floats]:
+    """Logistic regression on the encoder's embeddings: the model, and (n, classes) logits of the whole pool."""
+    from al_core.linear import fit
+
+    embeddings: Floats
+    if signals.encoder() == encoder.digest():
+        embeddings = signals.array("embeddings")
+    else:  # the round looked with a finetuned encoder; this mode starts from the pool's
+        embeddings = np.concatenate(list(features(Images(manifest, shards.path), encoder, run.params.embed.batch_size, run.params.embed.workers)))
+    solved = fit(embeddings[train.rows], train.classes, len(classes), l2=params.l2)
+    head = Head(solved.weight, solved.bias, classes)
+    return Model(encoder.encoder, encoder.image_size, encoder.weights, head), head.logits(embeddings)
+
+
+def finetuned(
+    train: Examples, manifest: Manifest, shards: Shards, encoder: PoolEncoder, signals: Signals, classes: list[str], params: Retrain, run: Run
+) -> tuple[Model, Floats]:
+    """All weights trained on the labelled images: the model, and (n, classes) logits of the whole pool."""
+    from al_core.devices import best_device
+    from al_core.finetune import finetune
+    from al_core.seeds import derive
+
+    started = time.monotonic()
+    tuned = finetune(
+        Images(manifest, shards.path, train.rows),
+        train.classes,
+        encoder.network(),
+        classes=len(classes),
+        image_size=encoder.image_size,
+        epochs=params.epochs,
+        batch_size=params.batch_size,
+        learning_rate=params.learning_rate,
+        flip=run.params.pretrain.flip,
+        seed=derive(run.seed, run.round, "retrain"),
+        workers=run.params.embed.workers,
+        device=best_device(),
+        on_epoch=lambda epoch, loss, _: say(f"{line('retrain: epochs', epoch, params.epochs, time.monotonic() - started)}, loss {loss:.4f}"),
+    )
+    model = Model.of(tuned.encoder, encoder.image_size, Head(tuned.head.weight, tuned.head.bias, classes))
+    assert model.head is not None
+    batches = features(Images(manifest, shards.path), model, run.params.embed.batch_size, run.params.embed.workers)
+    return model, np.concatenate([model.head.logits(batch) for batch in batches])
+
+
+def control(selection: Selection, labels: Labels) -> tuple[int, int] | None:
+    """Right and all predictions of the previous model on this round's control arm; None without a model or answers."""
+    frame = selection.frame.query("arm == 'control'").merge(labels.frame[["id", "label"]], on="id").dropna(subset=["prediction", "label"])
+    return (int((frame["prediction"] == frame["label"]).sum()), len(frame)) if len(frame) else None
+
+
+def measure(logits: Floats, train: Examples, test: Examples, classes: list[str], on_control: tuple[int, int] | None) -> Metrics:
+    """The round's figures."""
+    predicted = logits.argmax(axis=1)
+    right = predicted[test.rows] == test.classes
+    of_class = [right[test.classes == index] for index in range(len(classes))]
+    some = len(test.rows) > 0
+    return Metrics(
+        labels=len(train.rows),
+        accuracy=estimate(int(right.sum()), len(right)),
+        control_accuracy=estimate(*on_control) if on_control else None,
+        nll=metrics.nll(logits[test.rows], test.classes) if some else None,
+        ece=metrics.ece(logits[test.rows], test.classes) if some else None,
+        recall={name: estimate(int(hits.sum()), len(hits)) for name, hits in zip(classes, of_class, strict=True)},
+        train_accuracy=float((predicted[train.rows] == train.classes).mean()),
+    )
+
+
+def estimate(right: int, total: int) -> Estimate | None:
+    """The proportion with its interval; None of nothing."""
+    if total == 0:
+        return None
+    value, low, high = metrics.wilson(right, total)
+    return Estimate(value=value, low=low, high=high, n=total)
+
+
+def predictions(logits: Floats, manifest: Manifest, classes: list[str]) -> Predictions:
+    """What the model expects of every image."""
+    ordered = np.sort(np.exp(metrics.log_probabilities(logits)), axis=1)
+    names = np.asarray(classes, dtype=object)
+    return Predictions.of(
+        {
+            "id": manifest.ids,
+            "prediction": names[logits.argmax(axis=1)],
+            "confidence": ordered[:, -1].astype(np.float32),
+            "margin": (ordered[:, -1] - ordered[:, -2]).astype(np.float32),
+        }
+    )
+
+
+def plots(logits: Floats, test: Examples, classes: list[str], run: Run) -> Plots:
+    """CSV files for `dvc plots` of the test split: one row an image (actual, predicted), and calibration by bin."""
+    folder = run.scratch / "plots"
+    folder.mkdir()
+    names = np.asarray(classes, dtype=object)
+    predicted = names[logits[test.rows].argmax(axis=1)]
+    pd.DataFrame({"actual": names[test.classes], "predicted": predicted}).to_csv(folder / "confusion.csv", index=False, lineterminator="\n")
+    return Plots(folder)
