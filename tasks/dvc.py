@@ -1,0 +1,109 @@
+"""The few things Rondo asks of DVC, always as a child process: DVC is the only writer of results."""
+
+from __future__ import annotations
+
+import configparser
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tasks import process
+from tasks.errors import ArtifactError, WorkspaceError
+
+OnLine = Callable[[str], None]
+
+
+def dvc(root: Path, *arguments: str, on_line: OnLine | None = None) -> str:
+    """What `dvc ARGUMENTS` prints in `root`; its stages find the `python` that runs us."""
+    if importlib.util.find_spec("dvc") is None:
+        raise WorkspaceError("DVC is not installed beside Rondo; install it: pip install 'dvc[s3]'")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return process.run([sys.executable, "-m", "dvc", *arguments], root, on_line, {"PATH": path, "DVC_NO_ANALYTICS": "1"})
+
+
+def repro(root: Path, folder: str, stage: str, *options: str, on_line: OnLine | None = None) -> None:
+    """Bring one stage up to date: `dvc repro --single-item folder/dvc.yaml:stage`.
+
+    Raises:
+        WorkspaceError: the stage failed; the text is its own last words.
+    """
+    try:
+        dvc(root, "repro", "--quiet", "--single-item", *options, f"{folder}/dvc.yaml:{stage}", on_line=on_line)
+    except process.ChildError as error:
+        raise WorkspaceError(f"{folder}: {stage} failed\n{last_words(error.output)}") from error
+
+
+def last_words(output: str) -> str:
+    """The stage's error out of what DVC printed around it: from the line that begins with 'error:' on, else the last lines."""
+    lines = [line for line in output.splitlines() if line.strip()]
+    starts = [i for i, line in enumerate(lines) if line.startswith("error:")]
+    text = lines[starts[-1] :] if starts else lines[-15:]
+    return "\n".join(line for line in text if not line.startswith("ERROR: failed to reproduce")).removeprefix("error: ")
+
+
+def add(root: Path, path: str) -> None:
+    """Put data that no stage makes under DVC: writes `path.dvc`."""
+    dvc(root, "add", "--quiet", path)
+
+
+def push(root: Path, targets: Sequence[str], on_line: OnLine | None = None) -> None:
+    """Send the targets to the default remote; nothing where none is configured."""
+    if has_remote(root):
+        dvc(root, "push", "--quiet", *targets, on_line=on_line)
+
+
+def fetch_missing(root: Path, paths: Sequence[str], on_line: OnLine | None = None) -> None:
+    """Bring those of the paths that are not in the work tree, from the cache or else the remote.
+
+    Raises:
+        ArtifactError: neither has them.
+    """
+    missing = [path for path in paths if not (root / path).exists()]
+    if not missing:
+        return
+    verb = "pull" if has_remote(root) else "checkout"
+    try:
+        dvc(root, verb, "--quiet", *missing, on_line=on_line)
+    except process.ChildError as error:
+        hint = "check the remote with `dvc remote list`" if verb == "pull" else "add a remote that has them: `dvc remote add -d NAME URL`"
+        raise ArtifactError(f"{', '.join(missing)}: not in the work tree and not to be had by `dvc {verb}`; {hint}\n{error.output.strip()}") from error
+
+
+def configuration(root: Path) -> configparser.ConfigParser:
+    """The workspace's `.dvc/config` under its `.dvc/config.local`."""
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read([root / ".dvc" / "config", root / ".dvc" / "config.local"], "utf-8")
+    return parser
+
+
+def share(root: Path, aside: Path) -> None:
+    """Give a work tree aside the cache, the remotes and the local settings (credentials) of the repository at `root`."""
+    ours = configuration(root)
+    if not ours.has_section("cache"):
+        ours.add_section("cache")
+    ours["cache"]["dir"] = str(root / ".dvc" / ours["cache"].get("dir", "cache"))
+    for name in ours.sections():
+        url = ours[name].get("url", "")
+        if "remote" in name and url and "://" not in url:
+            ours[name]["url"] = str((root / ".dvc" / url).resolve())  # relative ones are relative to the file that names them
+    with (aside / ".dvc" / "config.local").open("w", encoding="utf-8") as file:
+        ours.write(file)
+
+
+def has_remote(root: Path) -> bool:
+    """Whether the workspace names a default remote."""
+    return bool(configuration(root).get("core", "remote", fallback=""))
+
+
+def lock(path: Path) -> dict[str, Any]:
+    """The stages of a `dvc.lock`; empty where there is none."""
+    if not path.exists():
+        return {}
+    content = yaml.safe_load(path.read_text("utf-8")) or {}
+    stages: dict[str, Any] = content.get("stages", {})
+    return stages

@@ -1,0 +1,54 @@
+"""What a run depended on beside its inputs: kept in git beside the round, no DVC output, so that a replay elsewhere can say why it differs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+FILE = "environment.json"
+LIBRARIES = ("torch", "torchvision", "numpy", "lightly", "pillow", "pyarrow", "faiss-gpu", "faiss-cpu", "scikit-learn")
+
+
+def describe() -> dict[str, Any]:
+    """Python, libraries, processor, threads and accelerator of this process's machine."""
+    versions = {}
+    for name in LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system(), "threads": threads(), "libraries": versions}
+
+
+def threads() -> int:
+    """Threads that numerical libraries take by default: sums come in another order with another number."""
+    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def record(folder: Path, stage: str, seconds: float) -> None:
+    """Note that a stage ran here and how long it took, in `folder/environment.json`."""
+    path = folder / FILE
+    content = json.loads(path.read_text("utf-8")) if path.exists() else {"stages": {}}
+    content["stages"][stage] = {"seconds": round(seconds, 2), **describe()}
+    beside = folder / f".{FILE}.partial"
+    beside.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
+    beside.replace(path)
+
+
+def differences(here: dict[str, Any], there: dict[str, Any]) -> list[str]:
+    """What is not the same between two environments of a stage, a line each."""
+    flat_here, flat_there = flatten(here), flatten(there)
+    keys = sorted((flat_here.keys() | flat_there.keys()) - {"seconds"})
+    return [f"{key}: {flat_there.get(key, 'absent')} then, {flat_here.get(key, 'absent')} now" for key in keys if flat_here.get(key) != flat_there.get(key)]
+
+
+def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested keys joined by dots."""
+    flat: dict[str, str] = {}
+    for key, value in content.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
+    return flat

@@ -1,0 +1,59 @@
+"""What `rondo init` writes into a new `params.yaml`: every value explicit, chosen once by the kind of source, then the user's to edit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tasks.errors import ParamsError
+from tasks.params import Acquire, ImportLabels, Ingest, Params, Pretrain, Programme
+
+GREY = Pretrain(encoder="small", image_size=16, epochs=30, color=0.0, flip=False, rotate=15.0)  # digits and letters: no colour, no mirror images
+SMALL = Pretrain(encoder="small", image_size=32)
+PHOTOS = Pretrain(encoder="resnet18", image_size=64, epochs=20, batch_size=128, learning_rate=0.001)
+TINY_SETS = {"torchvision://cifar10": SMALL, "torchvision://cifar100": SMALL, "torchvision://svhn": SMALL}
+DIGITS = list("0123456789")
+GREY_SETS = ("example://digits", "torchvision://mnist", "torchvision://fashionmnist", "torchvision://kmnist")
+
+
+def starting_params(
+    source: str,
+    *,
+    labels: str = "keep",
+    labeller: str = "files",
+    budget: int = 100,
+    programme: int | None = None,
+    classes: list[str] | None = None,
+    encoder: str | None = None,
+) -> Params:
+    """The params that a workspace begins with.
+
+    Raises:
+        ParamsError: an argument is not what `params.yaml` allows.
+    """
+    pretrain = pretrain_for(source)
+    if encoder not in (None, "small", "resnet18"):
+        raise ParamsError(f"--encoder is {encoder!r}; choose small (images up to about 32 px) or resnet18")
+    if encoder is not None and encoder != pretrain.encoder:
+        pretrain = SMALL if encoder == "small" else PHOTOS
+    return Params.check(
+        {
+            "classes": classes or (DIGITS if source == "example://digits" else None),
+            "programme": Programme(budget=programme).model_dump(),
+            "ingest": Ingest(source=settled(source)).model_dump() | {"labels": labels},
+            "pretrain": pretrain.model_dump(),
+            "acquire": Acquire(budget=budget).model_dump(),
+            "import-labels": ImportLabels().model_dump() | {"labeller": labeller},
+        },
+        "rondo init",
+    )
+
+
+def pretrain_for(source: str) -> Pretrain:
+    """Pretraining for a kind of images."""
+    name = source.lower()
+    return GREY if name in GREY_SETS else TINY_SETS.get(name, PHOTOS)
+
+
+def settled(source: str) -> str:
+    """A path made absolute, since the workspace lies elsewhere; `kind://name` as it is."""
+    return source if "://" in source else str(Path(source).expanduser().resolve())

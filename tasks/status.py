@@ -1,0 +1,62 @@
+"""`rondo status`: a workspace at a glance."""
+
+from __future__ import annotations
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from tasks.artifacts import Estimate, Metrics
+from tasks.rounds import open_state, remaining, why_spent
+from tasks.workspace import Round, Workspace
+
+
+def render(workspace: Workspace) -> Group:
+    """The table of rounds, and what happens next."""
+    closed = workspace.closed()
+    table = Table(title=str(workspace.root), title_justify="left")
+    for heading in ("round", "state", "method", "labels", "test accuracy", "on control arm"):
+        table.add_column(heading, justify="right" if heading == "labels" else "left", no_wrap=True)
+    table.caption = "accuracy in % with its 95% interval; on control arm: the model before, on images drawn uniformly in this round"
+    for pool in workspace.all("pools"):
+        table.add_row(pool.name, *pool_cells(pool, pool.name in closed))
+    for this in workspace.all("rounds"):
+        table.add_row(this.name, *round_cells(this, this.name in closed))
+    return Group(table, Text(f"next: {what_next(workspace, closed)}"))
+
+
+def pool_cells(pool: Round, closed: bool) -> list[str]:
+    """State and size of a pool."""
+    from tasks.artifacts import IngestReport
+
+    path = pool.path / "ingest.json"
+    size = f"{IngestReport.load(path).images} images" if path.exists() else ""
+    return ["closed" if closed else "being made", pool.params.pretrain.method, size, "", ""]
+
+
+def round_cells(this: Round, closed: bool) -> list[str]:
+    """State, method, labels and accuracy of a round."""
+    path = this.path / "metrics.json"
+    metrics = Metrics.load(path) if path.exists() else None
+    state = "closed" if closed else open_state(this)
+    numbers = [str(metrics.labels), interval(metrics.accuracy), interval(metrics.control_accuracy)] if metrics else ["", "", ""]
+    return [state, str(this.params.acquire.method["name"]), *numbers]
+
+
+def interval(estimate: Estimate | None) -> str:
+    """`91.2 [88.0, 94.1]` in percent, or a dash."""
+    return f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]" if estimate else "-"
+
+
+def what_next(workspace: Workspace, closed: set[str]) -> str:
+    """One sentence on what to do or what the next cycle does."""
+    unfinished = [each for each in workspace.all("pools") + workspace.all("rounds") if each.name not in closed]
+    if unfinished:
+        return f"{unfinished[-1].name}: {open_state(unfinished[-1], long=True)}"
+    if not workspace.all("pools"):
+        return "`rondo cycle` takes in the source, trains an encoder and opens the first round"
+    spent = why_spent(workspace)
+    if spent:
+        return f"nothing: {spent}"
+    left = remaining(workspace, workspace.params)
+    return "`rondo cycle` opens the next round" + (f" ({left} labels left to buy)" if left is not None else "")

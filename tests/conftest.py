@@ -1,0 +1,113 @@
+"""A small labelling programme on real digits, run once and copied for each test that needs one."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from tasks import dvc, git, rounds
+from tasks.params import Params, render
+from tasks.workspace import Round, Workspace, init
+
+CLASSES = ["three", "two", "zero"]
+NUMBERS = {"zero": 0, "two": 2, "three": 3}
+
+
+def write_digits(folder: Path, per_class: int) -> Path:
+    """Class folders of 8 x 8 grey PNG files out of scikit-learn's digits."""
+    digits = load_digits()
+    for name, number in NUMBERS.items():
+        (folder / name).mkdir(parents=True)
+        for index in np.flatnonzero(digits.target == number)[:per_class]:
+            Image.fromarray((digits.images[index] * 15).astype(np.uint8)).save(folder / name / f"{index:04}.png")
+    return folder
+
+
+def params_for(source: Path, **changes: object) -> Params:
+    """Params of a programme that takes seconds: no pretraining, tiny images, 12 labels a round, answered by the oracle."""
+    content: dict[str, object] = {
+        "classes": CLASSES,
+        "programme": {"budget": 24},
+        "ingest": {"source": str(source), "labels": "ignore", "workers": 1},
+        "pretrain": {"method": "none", "image_size": 8},
+        "embed": {"workers": 0},
+        "acquire": {"budget": 12, "control": 0.25},
+        "import-labels": {"labeller": "oracle"},
+    }
+    return Params.check(content | changes, "test")
+
+
+def nothing(_: Round) -> None:
+    """In place of report and tracking."""
+
+
+def advance(workspace: Workspace, max_rounds: int | None = None) -> rounds.State:
+    """The cycle without Prefect."""
+    return rounds.advance(workspace, rounds.run_stage, nothing, max_rounds)
+
+
+@pytest.fixture(scope="session")
+def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_digits(tmp_path_factory.mktemp("source") / "digits", 30)
+
+
+@pytest.fixture(scope="session")
+def finished_once(digits_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with a pool and two closed rounds, its DVC remote beside it. Not to be changed: take `finished`."""
+    root = tmp_path_factory.mktemp("finished") / "workspace"
+    workspace = init(root, params_for(digits_folder))
+    dvc.dvc(root, "remote", "add", "--quiet", "--default", "beside", "../remote")
+    git.commit(root, [".dvc/config"], "Add a remote")
+    assert advance(workspace).name == rounds.BUDGET_SPENT
+    return root
+
+
+@pytest.fixture
+def finished(finished_once: Path, tmp_path: Path) -> Workspace:
+    """A workspace with a pool and two closed rounds, of the test's own."""
+    shutil.copytree(finished_once.parent, tmp_path / "finished", symlinks=True)
+    return Workspace(tmp_path / "finished" / "workspace")
+
+
+@pytest.fixture
+def begun(digits_folder: Path, tmp_path: Path) -> Callable[..., Workspace]:
+    """Makes a workspace with changed params, nothing run yet."""
+
+    def make(**changes: object) -> Workspace:
+        return init(tmp_path / "workspace", params_for(digits_folder, **changes))
+
+    return make
+
+
+@pytest.fixture
+def with_pool(finished: Workspace) -> Callable[..., Workspace]:
+    """A workspace whose pool is made and whose rounds have not begun, with changed params."""
+
+    def make(**changes: object) -> Workspace:
+        base = git.git(finished.root, "rev-list", "-1", "pool-p001")
+        git.git(finished.root, "reset", "--hard", "--quiet", base)
+        for tag in git.tags(finished.root, "round-*"):
+            git.git(finished.root, "tag", "--delete", tag)
+        shutil.rmtree(finished.root / "rounds")
+        source = finished.params.ingest.source
+        (finished.root / "params.yaml").write_text(render(params_for(Path(source), **changes)), "utf-8")
+        git.commit(finished.root, ["params.yaml"], "Change params")
+        return finished
+
+    return make
+
+
+def run_rondo(*arguments: str, cwd: Path | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """The command line as a user calls it."""
+    command = [sys.executable, "-c", "from flows.cli import main; main()", *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done

@@ -1,0 +1,312 @@
+"""The house's acceptance test: a programme of two rounds, repeated, waited for, refused, reproduced."""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tasks import dvc, git, rounds
+from tasks.artifacts import Known, Labels, Manifest, Metrics, Selection
+from tasks.errors import AnswersError, ParamsError, WorkspaceError
+from tasks.models import Model
+from tasks.reproduce import reproduce
+from tasks.signals import Signals
+from tasks.workspace import Workspace
+from tests.conftest import advance
+
+Begun = Callable[..., Workspace]
+
+
+def silent(_: str) -> None:
+    """In place of a screen."""
+
+
+def head(workspace: Workspace) -> str:
+    return git.git(workspace.root, "rev-parse", "HEAD")
+
+
+def answer(workspace: Workspace, name: str, *, skip: int = 0) -> None:
+    """Put true answers for all picks but the first `skip` into the answers folder, as a person's CSV."""
+    this = workspace.find_round(name)
+    truth = Known.load(this.file(Known.file)).frame.set_index("id")["label"]
+    folder = workspace.root / this.answers
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "anna.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image_id", "label", "annotator"])
+        writer.writerows([image, truth[image], "anna"] for image in Selection.load(this.path / "selection.parquet").frame["id"][skip:])
+
+
+# ---- a programme ---------------------------------------------------------------------------------------------------------
+
+
+def test_two_rounds_are_closed_committed_and_tagged(finished: Workspace) -> None:
+    assert [each.name for each in finished.all("rounds")] == ["r001", "r002"]
+    assert finished.closed() == {"p001", "r001", "r002"}
+    assert git.changes(finished.root) == []
+    for name, labels in (("r001", 12), ("r002", 24)):
+        this = finished.find_round(name)
+        assert list(this.lock) == list(this.stages)
+        assert Metrics.load(this.path / "metrics.json").labels == labels
+
+
+def test_the_first_round_starts_cold_and_the_second_uses_the_model(finished: Workspace) -> None:
+    assert finished.find_round("r001").params.acquire.method == {"name": "random"}
+    second = finished.find_round("r002").params
+    assert second.acquire.method == {"name": "margin"}
+    assert second.model == "../r001/model.safetensors"
+    assert second.embed.signals == ("embeddings", "logits")
+
+
+def test_picks_are_unlabelled_train_images_and_the_control_arm_is_flagged(finished: Workspace) -> None:
+    manifest = Manifest.load(finished.root / "pools/p001/manifest.parquet").frame.set_index("id")
+    first, second = (Selection.load(finished.find_round(name).path / "selection.parquet").frame for name in ("r001", "r002"))
+    assert set(manifest.loc[second["id"], "split"]) == {"train"}
+    assert not set(first["id"]) & set(second["id"])
+    assert list(second["arm"]) == ["acquired"] * 9 + ["control"] * 3
+    assert second["score"].isna().tolist() == [False] * 9 + [True] * 3
+    assert second["score"][:9].is_monotonic_increasing  # margin: the least sure first
+
+
+def test_the_unbiased_figure_is_the_previous_models_on_the_control_arm(finished: Workspace) -> None:
+    this = finished.find_round("r002")
+    picks = Selection.load(this.path / "selection.parquet").frame
+    labels = Labels.load(this.path / "labels.parquet").frame.set_index("id")["label"]
+    control = picks[picks["arm"] == "control"]
+    previous = Model.load(finished.find_round("r001").path / "model.safetensors")
+    signals = Signals.load(this.path / "signals")
+    manifest = Manifest.load(finished.root / "pools/p001/manifest.parquet")
+    rows = [list(manifest.ids).index(image) for image in control["id"]]
+    assert previous.head is not None
+    expected = [previous.head.classes[i] for i in previous.head.logits(signals.array("embeddings")[rows]).argmax(axis=1)]
+    right = sum(labels[image] == prediction for image, prediction in zip(control["id"], expected, strict=True))
+    figure = Metrics.load(this.path / "metrics.json").control_accuracy
+    assert figure is not None
+    assert (figure.value, figure.n) == (right / 3, 3)
+    assert Metrics.load(finished.find_round("r001").path / "metrics.json").control_accuracy is None
+
+
+def test_labels_hold_all_that_is_known_with_where_it_came_from(finished: Workspace) -> None:
+    frame = Labels.load(finished.find_round("r002").path / "labels.parquet").frame
+    truth = Known.load(finished.root / "pools/p001/known.parquet").frame.set_index("id")["label"]
+    assert (frame["label"] == truth[frame["id"]].to_numpy()).all()
+    assert frame.groupby(["round", "arm"]).size().drop("p001").to_dict() == {
+        ("r001", "acquired"): 9,
+        ("r001", "control"): 3,
+        ("r002", "acquired"): 9,
+        ("r002", "control"): 3,
+    }
+    assert set(frame.loc[frame["round"] == "p001", "arm"]) == {"source"}
+
+
+def test_a_further_cycle_changes_nothing_and_says_so(finished: Workspace) -> None:
+    before = head(finished)
+    state = advance(finished)
+    assert state.name == rounds.BUDGET_SPENT
+    assert state.message == "all 24 labels of the programme are bought; nothing to do, nothing changed"
+    assert head(finished) == before
+    assert git.changes(finished.root) == []
+
+
+def test_outputs_hold_no_times_hosts_or_paths(finished: Workspace) -> None:
+    telling = [str(finished.root.parent).encode(), str(Path.home()).encode() + b"/", platform.node().encode() + b"."]
+    for this in (*finished.all("pools"), *finished.all("rounds")):
+        for entry in this.lock.values():
+            for out in entry["outs"]:
+                path = this.path / out["path"]
+                for file in [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]:
+                    assert not any(word in file.read_bytes() for word in telling), file
+
+
+# ---- waiting for people ----------------------------------------------------------------------------------------------------
+
+
+def test_missing_answers_are_waited_for_and_then_taken(with_pool: Begun) -> None:
+    workspace = with_pool(**{"import-labels": {"labeller": "files"}, "programme": {"budget": 12}})
+    state = advance(workspace)
+    assert state.name == rounds.AWAITING_LABELS
+    assert state.message == (
+        "r001 waits for labels: give rounds/r001/batch/ to the labellers and put their answers (CSV, JSONL or Label Studio JSON) into answers/r001/"
+    )
+    before, lock = head(workspace), (workspace.root / "rounds/r001/dvc.lock").read_bytes()
+    assert advance(workspace) == state
+    assert (head(workspace), (workspace.root / "rounds/r001/dvc.lock").read_bytes()) == (before, lock)
+    assert git.changes(workspace.root) == []
+
+    answer(workspace, "r001", skip=2)
+    state = advance(workspace)
+    assert state.name == rounds.AWAITING_LABELS
+    assert "10 of 12" in state.message
+    assert not (workspace.root / "answers/r001.dvc").exists()
+
+    answer(workspace, "r001")
+    assert advance(workspace).name == rounds.BUDGET_SPENT
+    assert (workspace.root / "answers/r001.dvc").exists()
+    assert git.changes(workspace.root) == []
+    report = json.loads((workspace.root / "rounds/r001/import.json").read_text())
+    assert (report["labelled"], report["by_annotator"]) == (12, {"anna": 12})
+
+
+def test_answers_that_cannot_be_read_stop_the_cycle_and_stay(with_pool: Begun) -> None:
+    workspace = with_pool(**{"import-labels": {"labeller": "files"}})
+    advance(workspace)
+    folder = workspace.root / "answers/r001"
+    folder.mkdir(parents=True)
+    (folder / "ben.csv").write_bytes("image_id,label\nx,K\xe4se\n".encode("latin-1"))
+    with pytest.raises(AnswersError, match=r"ben\.csv"):
+        advance(workspace)
+    assert (folder / "ben.csv").exists()
+    assert not (workspace.root / "answers/r001.dvc").exists()
+
+
+# ---- refusals --------------------------------------------------------------------------------------------------------------
+
+
+def test_open_refuses_a_dirty_tree(with_pool: Begun) -> None:
+    workspace = with_pool()
+    (workspace.root / "notes.txt").write_text("x")
+    with pytest.raises(WorkspaceError, match=r"(?s)not committed; commit them.*\?\? notes.txt"):
+        rounds.open_round(workspace)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"acquire": {"budget": 1000}, "programme": {}}, r"acquire.budget is 1000 but only \d+ images are unlabelled; lower it, or add images"),
+        ({"acquire": {"method": {"name": "margn"}}}, "acquire.method: unknown method 'margn'; did you mean 'margin'?"),
+        ({"acquire": {"method": {"name": "margin", "temperature": 1}}}, "acquire.method: margin has no parameter 'temperature'"),
+        (
+            {"acquire": {"method": {"name": "margin"}, "cold_start": None}},
+            "'margin' needs a model and there is none before the first round; these work without one: coreset, random",
+        ),
+        ({"acquire": {"method": {"name": "margin"}, "cold_start": {"name": "entropy"}}}, "acquire.cold_start 'entropy' itself needs a model"),
+        ({"acquire": {"method": {"nam": "margin"}}}, r"expected a name and its parameters, such as \{name: margin\}"),
+        ({"classes": ["one"]}, "a classifier needs two"),
+    ],
+)
+def test_open_refuses_a_round_that_cannot_be_run(with_pool: Begun, changes: dict[str, object], message: str) -> None:
+    workspace = with_pool(**changes)
+    with pytest.raises(ParamsError, match=message):
+        rounds.open_round(workspace)
+    assert workspace.all("rounds") == []
+    assert git.changes(workspace.root) == []
+
+
+def test_a_second_round_cannot_be_opened_beside_an_open_one(with_pool: Begun) -> None:
+    workspace = with_pool()
+    rounds.open_round(workspace)
+    with pytest.raises(WorkspaceError, match="r001 is still open"):
+        rounds.open_round(workspace)
+
+
+def test_open_again_drops_and_freezes_anew(with_pool: Begun) -> None:
+    workspace = with_pool()
+    this = rounds.open_round(workspace)
+    assert this.params.acquire.method == {"name": "random"}
+    path = workspace.root / "params.yaml"
+    path.write_text(path.read_text("utf-8").replace("method: {name: margin}", "method: {name: coreset}"), "utf-8")
+    git.commit(workspace.root, ["params.yaml"], "Core-set")
+    assert rounds.drop(workspace) == "r001"
+    assert git.changes(workspace.root) == []
+    assert rounds.open_round(workspace).params.acquire.method["name"] == "coreset"
+
+
+def test_a_round_with_answers_is_not_dropped(with_pool: Begun) -> None:
+    workspace = with_pool(**{"import-labels": {"labeller": "files"}})
+    advance(workspace)
+    answer(workspace, "r001")
+    with pytest.raises(WorkspaceError, match="answers/r001 holds answers for r001"):
+        rounds.drop(workspace)
+
+
+def test_another_version_of_the_code_is_refused(with_pool: Begun) -> None:
+    workspace = with_pool()
+    this = rounds.open_round(workspace)
+    path = this.path / "params.yaml"
+    content = yaml.safe_load(path.read_text("utf-8"))
+    path.write_text(yaml.safe_dump(content | {"code": "0.0.1"}), "utf-8")
+    with pytest.raises(WorkspaceError, match=r"r001 was opened with Rondo 0\.0\.1, this is .*rondo open --again"):
+        rounds.run_stage(this, "embed")
+    assert not (this.path / "signals").exists()
+
+
+def test_an_incomplete_round_is_not_closed(with_pool: Begun) -> None:
+    workspace = with_pool()
+    this = rounds.open_round(workspace)
+    with pytest.raises(WorkspaceError, match="embed, acquire, export, import-labels, retrain did not run yet"):
+        rounds.close(this)
+
+
+def test_a_half_opened_round_is_opened_again(with_pool: Begun) -> None:
+    workspace = with_pool(programme={"budget": 12})
+    (workspace.root / "rounds/r001").mkdir(parents=True)
+    (workspace.root / "rounds/r001/params.yaml").write_text("round: half", "utf-8")
+    assert advance(workspace).name == rounds.BUDGET_SPENT
+    assert workspace.closed() == {"p001", "r001"}
+
+
+# ---- reproduce -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def second_clone(finished: Workspace, tmp_path: Path) -> Workspace:
+    """A clone elsewhere, with an empty cache; what it needs comes from the DVC remote."""
+    root = tmp_path / "elsewhere" / "workspace"
+    git.git(tmp_path, "clone", "--quiet", str(finished.root), str(root))
+    shutil.move(str(finished.root.parent / "remote"), str(root.parent / "remote"))
+    shutil.rmtree(finished.root)
+    return Workspace(root)
+
+
+def test_a_second_clone_reproduces_a_round_bit_for_bit(second_clone: Workspace) -> None:
+    assert not (second_clone.root / ".dvc/cache").exists()
+    comparison = reproduce(second_clone, "r002", silent)
+    assert comparison.identical
+    outputs = {row.path for row in comparison.rows if row.role == "output"}
+    assert {"./signals", "./selection.parquet", "./batch", "./labels.parquet", "./model.safetensors", "./metrics.json"} <= outputs
+    assert git.changes(second_clone.root) == []
+    assert not list((second_clone.private / "reproduce").iterdir())
+
+
+def test_one_altered_byte_of_an_input_and_what_follows_from_it_are_named(second_clone: Workspace) -> None:
+    dep = next(dep for dep in second_clone.find_round("r002").lock["import-labels"]["deps"] if dep["path"].endswith("known.parquet"))
+    stored = second_clone.root.parent / "remote/files/md5" / dep["md5"][:2] / dep["md5"][2:]
+    picked = Selection.load(stored_at(second_clone, "r002", "acquire", "./selection.parquet")).frame["id"][0]
+    answers = Known.load(stored).frame
+    answers.loc[answers["id"] == picked, "label"] = "zero" if answers.set_index("id")["label"][picked] != "zero" else "two"
+    stored.chmod(0o644)
+    Known.of(answers).save(stored)
+    comparison = reproduce(second_clone, "r002", silent)
+    differing = {(row.stage, row.role, row.path) for row in comparison.rows if not row.same}
+    assert not comparison.identical
+    assert ("import-labels", "input", "../../pools/p001/known.parquet") in differing
+    assert ("import-labels", "output", "./labels.parquet") in differing
+    assert ("retrain", "output", "./model.safetensors") in differing
+    assert not any(stage in ("embed", "acquire", "export") for stage, _, _ in differing)
+
+
+def stored_at(workspace: Workspace, name: str, stage: str, out: str) -> Path:
+    """Where the remote keeps an output."""
+    md5: str = next(each["md5"] for each in workspace.find_round(name).lock[stage]["outs"] if each["path"] == out)
+    return workspace.root.parent / "remote/files/md5" / md5[:2] / md5[2:]
+
+
+def test_an_open_round_cannot_be_reproduced(with_pool: Begun) -> None:
+    workspace = with_pool()
+    rounds.open_round(workspace)
+    with pytest.raises(WorkspaceError, match="r001 is not closed yet"):
+        reproduce(workspace, "r001", silent)
+    with pytest.raises(WorkspaceError, match="there is no 'r009'"):
+        reproduce(workspace, "r009", silent)
+
+
+def test_dvc_repro_by_hand_finds_a_closed_round_up_to_date(finished: Workspace) -> None:
+    said = dvc.dvc(finished.root, "repro", "rounds/r002/dvc.yaml")
+    assert "Data and pipelines are up to date" in said
