@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 import al_core
 from al_core import registry
 from al_core.metrics import log_probabilities
 from al_core.seeds import derive
-from tasks.artifacts import AcquireReport, Labels, Manifest, PreviousLabels, Selection
+from tasks.artifacts import AcquireReport, Labels, Manifest, PreviousLabels, Selection, StartLabels
 from tasks.models import Head
 from tasks.params import Acquire
 from tasks.signals import Signals
@@ -29,11 +30,11 @@ class Acquired:
     report: AcquireReport
 
 
-@stage("round", "seed")
-def acquire(signals: Signals, manifest: Manifest, previous: PreviousLabels, params: Acquire, run: Run) -> Acquired:
+@stage("round", "seed", "classes")
+def acquire(signals: Signals, manifest: Manifest, previous: PreviousLabels, start: StartLabels, params: Acquire, run: Run) -> Acquired:
     """Choose the images people should label next."""
     signals.check(manifest)
-    pool = pool_of(signals, manifest, previous)
+    pool = pool_of(signals, manifest, previous.joined(start), run.params.classes or [])
     num_control = round(params.budget * params.control)
     name, knobs = params.method["name"], {key: value for key, value in params.method.items() if key != "name"}
     control = draw("random", pool, num_control, {}, derive(run.seed, run.round, "acquire", "control"))
@@ -58,36 +59,40 @@ def draw(name: str, pool: al_core.Pool, budget: int, knobs: dict[str, Any], seed
     return al_core.select(name, pool, budget=budget, seed=seed, **knobs)
 
 
-def pool_of(signals: Signals, manifest: Manifest, known: Labels) -> al_core.Pool:
+def pool_of(signals: Signals, manifest: Manifest, known: Labels, classes: list[str]) -> al_core.Pool:
     """The signals as the methods see them: labelled train images are known points; test, validation and unlabelable images are out of reach."""
     frame = manifest.frame.merge(known.frame[["id", "label"]].assign(answered=True), on="id", how="left")
     answered = frame["answered"].notna() & (frame["split"] == "train")
-    labelled = answered & frame["label"].notna()
+    codes = np.asarray(pd.Categorical(frame["label"], categories=classes).codes, dtype=np.int64)
+    labelled = answered & (codes >= 0)
+    head = signals.head()
     return al_core.Pool(
         embeddings=signals.array("embeddings"),
         logits=signals.array("logits") if signals.has("logits") else None,
+        head=(head.weight, head.bias) if head else None,
         labeled=np.flatnonzero(labelled),
+        labels=codes[np.flatnonzero(labelled)],
         excluded=np.flatnonzero((frame["split"] != "train") | (answered & ~labelled)),
     )
 
 
 def selection_of(picked: al_core.Selection, control: Rows, signals: Signals, manifest: Manifest, method: str) -> Selection:
-    """The table of picks: the method's in its order, then the control arm's."""
+    """The table of picks. The control arm is spread evenly through the ranks: labellers cannot tell it, and a batch half done has its share of it."""
+    places = np.concatenate([(np.arange(len(arm)) + 0.5) / max(len(arm), 1) for arm in (picked.rows, control)])
+    order = np.argsort(places, kind="stable")
     rows = np.concatenate([picked.rows, control])
-    num = len(picked.rows)
-    scores = np.concatenate([picked.scores, np.full(len(control), np.nan)])
     predictions, confidences = expectations(signals, rows)
-    return Selection.of(
+    frame = pd.DataFrame(
         {
-            "rank": np.arange(len(rows), dtype=np.int32),
             "id": manifest.ids[rows],
-            "score": [None if np.isnan(score) else float(score) for score in scores],
-            "arm": ["acquired"] * num + ["control"] * len(control),
+            "score": np.concatenate([picked.scores, np.full(len(control), np.nan)]),  # NaN becomes null
+            "arm": ["acquired"] * len(picked) + ["control"] * len(control),
             "reason": [method if np.isnan(score) else f"{method}: {score:.6g}" for score in picked.scores] + ["drawn uniformly at random"] * len(control),
             "prediction": predictions,
             "confidence": confidences,
         }
     )
+    return Selection.of(frame.iloc[order].assign(rank=np.arange(len(rows))))
 
 
 def expectations(signals: Signals, rows: Rows) -> tuple[list[str | None], list[float | None]]:

@@ -25,7 +25,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.artifacts import Answers, Manifest, PreviousLabels, Rejects, Selection
+from tasks.artifacts import Answers, Labels, Manifest, Rejects, Selection
 from tasks.errors import AnswersError, ParamsError
 
 SKIP = "__skip__"
@@ -92,6 +92,8 @@ def read(answers: Answers) -> list[Answer]:
     """
     readers = {".csv": read_csv, ".jsonl": read_jsonl, ".json": read_json}
     found: list[Answer] = []
+    if not answers.path.is_dir():
+        raise AnswersError(f"{answers.path} is no folder of answers; with import-labels.labeller: files, `answers` must name one")
     for path in sorted(answers.path.iterdir(), key=lambda path: path.name):
         if path.name.startswith(".") or path.name.upper() in ("README", "README.TXT", "README.MD"):
             continue
@@ -334,7 +336,7 @@ class Checked:
         return f"{answer.source}:{answer.line} {said}" + (f" ({remark})" if remark else "")
 
 
-def validate(answers: Sequence[Answer], selection: Selection, manifest: Manifest, previous: PreviousLabels, classes: Sequence[str]) -> Checked:
+def validate(answers: Sequence[Answer], selection: Selection, manifest: Manifest, previous: Labels, classes: Sequence[str]) -> Checked:
     """The answers that can be used, and the others with their reasons. Pure: no file is touched.
 
     An image counts as labelled when everyone who labelled it agrees; when they do not, all its answers are rejected as a conflict and it counts as
@@ -414,7 +416,7 @@ def lookup(answers: Sequence[Answer], manifest: Manifest) -> tuple[set[str], dic
     return set(ids.filter(pc.is_in(ids, value_set=wanted)).to_pylist()), owners
 
 
-def rounds_of(images: set[str], previous: PreviousLabels) -> dict[str, str]:
+def rounds_of(images: set[str], previous: Labels) -> dict[str, str]:
     """The round or pool that each of these images has been known since."""
     rows = previous.table.filter(pc.is_in(previous.table["id"], value_set=pa.array(sorted(images), pa.string())))
     return dict(zip(rows["id"].to_pylist(), rows["round"].to_pylist(), strict=True))

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -157,6 +158,11 @@ class Labels(Table):
         ]
     )
 
+    def joined(self, start: StartLabels) -> Labels:
+        """These rows, and those of `start` about images that these say nothing of: what the source of a newer pool carries."""
+        new = start.table.filter(pc.invert(pc.is_in(start.table["id"], value_set=self.table["id"].combine_chunks())))
+        return Labels(pa.concat_tables([self.table, new]).combine_chunks().sort_by("id"))
+
 
 class PreviousLabels(Labels):
     """What was known before this round: the previous round's labels, or what the pool's source carried."""
@@ -177,7 +183,7 @@ class Selection(Table):
     key = ("rank",)
     schema = pa.schema(
         [
-            column("rank", pa.int32(), "order of the picks, from 0; the acquired arm first, then the control arm"),
+            column("rank", pa.int32(), "order of the picks, from 0, each arm in its own order and the control arm spread evenly among the other"),
             ID,
             column("score", pa.float64(), "the method's score at the moment of the pick; its direction is in acquire.json; null in the control arm", null=True),
             column("arm", pa.string(), "acquired: the method's picks | control: drawn uniformly at random"),
@@ -384,7 +390,7 @@ class Batch(Folder):
 
 
 class Plots(Folder):
-    """CSV files for `dvc plots`: confusion matrix, calibration, recall."""
+    """CSV files for `dvc plots`: `confusion.csv`, a row an image of the test split with its actual and its predicted class."""
 
     file = "${here}/plots"
     kind = "plots"

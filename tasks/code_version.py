@@ -18,7 +18,9 @@ def code_version() -> str:
     if not (SOURCE / ".git").exists():
         return version
     commit = _git("rev-parse", "--short=10", "HEAD").decode().strip()
-    edits = _git("diff", "HEAD", "--", "al_core", "tasks") + _git("ls-files", "--others", "--exclude-standard", "--", "al_core", "tasks")
+    edits = _git("diff", "HEAD", "--", "al_core", "tasks")
+    for name in sorted(_git("ls-files", "-z", "--others", "--exclude-standard", "--", "al_core", "tasks").decode().split("\0")):
+        edits += name.encode() + ((SOURCE / name).read_bytes() if name else b"")
     return f"{version}+{commit}" + (f".{hashlib.sha256(edits).hexdigest()[:8]}" if edits else "")
 
 

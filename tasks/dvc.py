@@ -68,10 +68,10 @@ def fetch_missing(root: Path, paths: Sequence[str], on_line: OnLine | None = Non
         return
     verb = "pull" if has_remote(root) else "checkout"
     try:
-        dvc(root, verb, "--quiet", *missing, on_line=on_line)
+        dvc(root, verb, *missing, on_line=on_line)
     except process.ChildError as error:
         hint = "check the remote with `dvc remote list`" if verb == "pull" else "add a remote that has them: `dvc remote add -d NAME URL`"
-        raise ArtifactError(f"{', '.join(missing)}: not in the work tree and not to be had by `dvc {verb}`; {hint}\n{error.output.strip()}") from error
+        raise ArtifactError(f"{', '.join(missing)}: not in the work tree and not to be had by `dvc {verb}`; {hint}\n{last_words(error.output)}") from error
 
 
 def configuration(root: Path) -> configparser.ConfigParser:

@@ -145,7 +145,7 @@ def readme(round: str, classes: Sequence[str], *, images: bool) -> str:
     return f"""\
 Round {round}: choose one class for every image. The classes: {", ".join(classes)}
 
-With Label Studio: new project, paste labeling_config.xml as its interface, import tasks.json; export as JSON or JSON-MIN.
+With Label Studio: new project, paste labeling_config.xml as its interface, import tasks.json; export as JSON (JSON-MIN leaves skipped images out).
 With a spreadsheet: fill in the column `label` of batch.csv and save it as CSV in UTF-8. Images: {look}.
 With a program: a line {{"image_id": "...", "label": "..."}} for each image in a .jsonl file, with "annotator" if wanted.
 An image that cannot be labelled: skip it in Label Studio, or write {SKIP} as its label. An empty label means: not answered yet.

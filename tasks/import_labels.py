@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from al_core.seeds import generator
 from tasks.answers import Answer, Checked, check_classes, read, validate
-from tasks.artifacts import Answers, ImportReport, Known, Labels, Manifest, PreviousLabels, Rejects, Selection
+from tasks.artifacts import Answers, ImportReport, Known, Labels, Manifest, PreviousLabels, Rejects, Selection, StartLabels
 from tasks.errors import AnswersError, ArtifactError, ParamsError
 from tasks.params import ImportLabels
 from tasks.stage import Run, stage
@@ -28,14 +28,17 @@ class Imported:
 
 
 @stage("round", "classes")
-def import_labels(selection: Selection, manifest: Manifest, previous: PreviousLabels, answers: Answers, params: ImportLabels, run: Run) -> Imported:
+def import_labels(
+    selection: Selection, manifest: Manifest, previous: PreviousLabels, start: StartLabels, answers: Answers, params: ImportLabels, run: Run
+) -> Imported:
     """Check the answers and add them to what is known."""
+    before = previous.joined(start)
     classes = check_classes(run.params.classes)
     given = oracle(selection, Known.load(answers.path), classes, params.noise, run) if params.labeller == ORACLE else read(answers)
-    checked = validate(given, selection, manifest, previous, classes)
+    checked = validate(given, selection, manifest, before, classes)
     if not checked.enough(params.min_answered):
         raise AnswersError(too_few(checked, params, run.round))
-    return Imported(merged(previous, checked, selection, run.round), checked.table, report(checked, params.labeller))
+    return Imported(merged(before, checked, selection, run.round), checked.table, report(checked, params.labeller))
 
 
 def oracle(selection: Selection, known: Known, classes: Sequence[str], noise: float, run: Run) -> list[Answer]:
@@ -61,7 +64,7 @@ def oracle(selection: Selection, known: Known, classes: Sequence[str], noise: fl
     return answers
 
 
-def merged(previous: PreviousLabels, checked: Checked, selection: Selection, round: str) -> Labels:
+def merged(previous: Labels, checked: Checked, selection: Selection, round: str) -> Labels:
     """What was known before, and a row for each image that is labelled or skipped now."""
     arm = dict(zip(selection.table["id"].to_pylist(), selection.table["arm"].to_pylist(), strict=True))
     again = set(previous.table["id"].to_pylist()) & set(arm)
@@ -93,5 +96,6 @@ def too_few(checked: Checked, params: ImportLabels, round: str) -> str:
     """Why the round cannot go on, and what to do."""
     wanted = f"import-labels.min_answered is {params.min_answered:g}"
     if params.labeller == ORACLE:
-        return f"{checked.summary()}\n{wanted}, and the source has no label for the others; lower it, or have people answer (labeller: files)"
-    return f"{checked.summary()}\n{wanted}; answer the others in answers/{round}/, or lower it"
+        remedy = "lower it and `rondo open --again`, or have people answer (labeller: files)"
+        return f"{checked.summary()}\n{wanted}, and the source has no label for the others; {remedy}"
+    return f"{checked.summary()}\n{wanted}; answer the others in answers/{round}/, or lower it in rounds/{round}/params.yaml"

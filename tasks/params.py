@@ -102,7 +102,9 @@ class Retrain(Section):
     mode: Literal["linear", "finetune"] = Field("linear", description="linear: logistic regression on frozen embeddings; finetune: all weights")
     l2: Annotated[float, Field(gt=0)] = Field(0.001, description="linear: strength of the ridge on the weights, per example")
     epochs: Positive = Field(30, description="finetune: passes over the labelled images")
-    batch_size: Positive = Field(64, description="finetune: images a step")
+    batch_size: Positive = Field(64, description="images a step, of training and of predicting")
+    flip: bool = Field(True, description="finetune: mirror left-right; false where it changes the meaning")
+    workers: Annotated[int, Field(ge=0)] = Field(2, description="loader processes; does not change the result")
     learning_rate: Annotated[float, Field(gt=0)] = Field(0.0005, description="finetune: peak of the cosine schedule (AdamW)")
 
 

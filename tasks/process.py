@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import select
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from tasks.errors import RondoError
 
-SUPERVISOR = "RONDO_SUPERVISOR"  # environment: pid of the process that must be alive for its children to go on
+SUPERVISOR = "RONDO_SUPERVISOR"  # environment: pid@node of the process that must be alive for its children to go on
 
 _PR_SET_PDEATHSIG = 1
 _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
@@ -37,8 +38,9 @@ def die_with_parent() -> None:
 
 def die_with_supervisor() -> None:
     """End this process, with its whole group, when the `run` above it is gone: between them stand DVC and a shell, which do not pass a death on."""
-    if SUPERVISOR in os.environ:
-        threading.Thread(target=_watch, args=(int(os.environ[SUPERVISOR]),), name="supervisor", daemon=True).start()
+    pid, _, node = os.environ.get(SUPERVISOR, "").partition("@")
+    if pid and node == platform.node():  # a wrapped command may run on another machine, whose processes are none of ours
+        threading.Thread(target=_watch, args=(int(pid),), name="supervisor", daemon=True).start()
 
 
 def _watch(pid: int) -> None:
@@ -69,7 +71,7 @@ def run(command: Sequence[str], folder: Path, on_line: Callable[[str], None] | N
     child = subprocess.Popen(
         command,
         cwd=folder,
-        env={**os.environ, SUPERVISOR: str(os.getpid()), **(environment or {})},
+        env={**os.environ, SUPERVISOR: f"{os.getpid()}@{platform.node()}", **(environment or {})},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,11 @@ class Comparison:
     name: str
     rows: list[Row]
     environment: list[str] = field(default_factory=list)
+    altered: list[str] = field(default_factory=list)  # files of the workspace itself that are not what the round read or wrote
 
     @property
     def identical(self) -> bool:
-        return all(row.same for row in self.rows)
+        return all(row.same for row in self.rows) and not self.altered
 
 
 def reproduce(workspace: Workspace, name: str, on_line: Callable[[str], None]) -> Comparison:
@@ -64,7 +65,7 @@ def reproduce(workspace: Workspace, name: str, on_line: Callable[[str], None]) -
     git.git(workspace.root, "worktree", "add", "--quiet", "--detach", str(root), this.tag)
     try:
         dvc.share(workspace.root, root)
-        return replay(Round(root, name), on_line)
+        return replace(replay(Round(root, name), on_line), altered=altered(this))
     finally:
         remove(workspace, root)
 
@@ -89,6 +90,14 @@ def replay(this: Round, on_line: Callable[[str], None]) -> Comparison:
     return Comparison(this.name, rows, differing)
 
 
+def altered(this: Round) -> list[str]:
+    """Files here that are not as recorded, as `dvc status` finds them; those that are not here at all do not count."""
+    said = json.loads(dvc.dvc(this.root, "status", "--json", f"{this.folder}/dvc.yaml"))
+    changes = [change for entry in said.values() for change in entry if isinstance(change, dict)]
+    found = {path for change in changes for kind in ("changed deps", "changed outs") for path, what in change.get(kind, {}).items() if what == "modified"}
+    return sorted(found)
+
+
 def compare(recorded: dict[str, Any], now: dict[str, Any]) -> list[Row]:
     """Inputs and outputs of two locks side by side."""
     rows = []
@@ -111,6 +120,8 @@ def render(comparison: Comparison) -> Group:
     outputs = [row for row in comparison.rows if row.role == "output"]
     same = sum(row.same for row in outputs)
     lines = [f"{same} of {len(outputs)} outputs are identical"]
+    if comparison.altered:
+        lines.append(f"altered in this workspace since (the replay took what was recorded; `dvc checkout` restores): {', '.join(comparison.altered)}")
     if not comparison.identical and comparison.environment:
         lines.append("not the same machine as then: " + "; ".join(comparison.environment))
     return Group(table, Text("\n".join(lines)))

@@ -75,7 +75,7 @@ def linear(
     if signals.encoder() == encoder.digest():
         embeddings = signals.array("embeddings")
     else:  # the round looked with a finetuned encoder; this mode starts from the pool's
-        embeddings = np.concatenate(list(features(Images(manifest, shards.path), encoder, run.params.embed.batch_size, run.params.embed.workers)))
+        embeddings = np.concatenate(list(features(Images(manifest, shards.path), encoder, params.batch_size, params.workers)))
     solved = fit(embeddings[train.rows], train.classes, len(classes), l2=params.l2)
     head = Head(solved.weight, solved.bias, classes)
     return Model(encoder.encoder, encoder.image_size, encoder.weights, head), head.logits(embeddings)
@@ -99,15 +99,15 @@ def finetuned(
         epochs=params.epochs,
         batch_size=params.batch_size,
         learning_rate=params.learning_rate,
-        flip=run.params.pretrain.flip,
+        flip=params.flip,
         seed=derive(run.seed, run.round, "retrain"),
-        workers=run.params.embed.workers,
+        workers=params.workers,
         device=best_device(),
         on_epoch=lambda epoch, loss, _: say(f"{line('retrain: epochs', epoch, params.epochs, time.monotonic() - started)}, loss {loss:.4f}"),
     )
     model = Model.of(tuned.encoder, encoder.image_size, Head(tuned.head.weight, tuned.head.bias, classes))
     assert model.head is not None
-    batches = features(Images(manifest, shards.path), model, run.params.embed.batch_size, run.params.embed.workers)
+    batches = features(Images(manifest, shards.path), model, params.batch_size, params.workers)
     return model, np.concatenate([model.head.logits(batch) for batch in batches])
 
 
@@ -157,7 +157,7 @@ def predictions(logits: Floats, manifest: Manifest, classes: list[str]) -> Predi
 
 
 def plots(logits: Floats, test: Examples, classes: list[str], run: Run) -> Plots:
-    """CSV files for `dvc plots` of the test split: one row an image (actual, predicted), and calibration by bin."""
+    """CSV files for `dvc plots` of the test split: one row an image (actual, predicted)."""
     folder = run.scratch / "plots"
     folder.mkdir()
     names = np.asarray(classes, dtype=object)

@@ -15,14 +15,14 @@ import yaml
 
 from tasks import dvc, environment, git
 from tasks.answers import check_classes, read, validate
-from tasks.artifacts import Answers, IngestReport, Labels, Manifest, PreviousLabels, Selection
+from tasks.artifacts import Answers, IngestReport, Labels, Manifest, PreviousLabels, Selection, StartLabels
 from tasks.code_version import code_version
-from tasks.errors import ParamsError, WorkspaceError
+from tasks.errors import AnswersError, ParamsError, WorkspaceError
 from tasks.params import Params
 from tasks.stage import AFTER_ANSWERS, BEFORE_ANSWERS, POOL_STAGES, pipeline
-from tasks.workspace import Round, Workspace, dvc_yaml, unlabelled
+from tasks.workspace import Round, Workspace, dvc_yaml
 
-RunStage = Callable[[Round, str], None]
+RunStage = Callable[[Round, str], object]
 OnLine = Callable[[str], None]
 
 
@@ -102,7 +102,7 @@ def checked(params: Params, workspace: Workspace, before: Round, pool: Round, *,
     check_classes(params.classes)
     if len(params.classes or []) < 2:
         raise ParamsError(f"classes is {params.classes}; a classifier needs two: list the answers people may give in params.yaml, classes: [...]")
-    left = unlabelled(Manifest.load(pool.path / "manifest.parquet"), Labels.load(before.path / "labels.parquet"))
+    left = unlabelled(pool, before)
     allowed = remaining(workspace, params)
     if allowed == 0:
         raise ParamsError(f"programme.budget of {params.programme.budget} labels is spent; raise it in params.yaml to open another round")
@@ -118,6 +118,13 @@ def checked(params: Params, workspace: Workspace, before: Round, pool: Round, *,
             "acquire": acquire.model_copy(update={"method": method, "budget": budget}),
         }
     )
+
+
+def unlabelled(pool: Round, before: Round) -> int:
+    """How many train images of the pool nobody has answered for, `before` being the last round, or the pool itself."""
+    manifest = Manifest.load(pool.path / "manifest.parquet").frame
+    known = PreviousLabels.load(before.path / "labels.parquet").joined(StartLabels.load(pool.path / "labels.parquet"))
+    return int(((manifest["split"] == "train") & ~manifest["id"].isin(known.frame["id"])).sum())
 
 
 def settle_method(spec: dict[str, Any], where: str) -> dict[str, Any]:
@@ -174,9 +181,9 @@ def check_pipeline(content: object) -> None:
                 raise WorkspaceError(f"dvc.yaml: {key} of {name} is not what this version of Rondo reads and writes; renew it: python -m tasks dvc > dvc.yaml")
 
 
-def refuse_dirty(workspace: Workspace) -> None:
-    """Raise if anything is not committed: a round must be reproducible from its tag."""
-    dirty = git.changes(workspace.root)
+def refuse_dirty(workspace: Workspace, besides: str | None = None) -> None:
+    """Raise if anything is not committed, but for one folder: a round must be reproducible from its tag."""
+    dirty = [line for line in git.changes(workspace.root) if besides is None or not line[3:].startswith(f"{besides}/")]
     if dirty:
         shown = "\n".join(dirty[:10]) + ("\n..." if len(dirty) > 10 else "")
         raise WorkspaceError(
@@ -191,6 +198,7 @@ def drop(workspace: Workspace) -> str:
         WorkspaceError: no round is open, or people have already answered for it.
     """
     this = open_now(workspace)
+    refuse_dirty(workspace, besides=this.folder)
     if (workspace.root / f"{this.answers}.dvc").exists() or any((workspace.root / this.answers).glob("*")):
         raise WorkspaceError(f"{this.answers} holds answers for {this.name}; finish the round (`rondo run`), or move them away first")
     shutil.rmtree(this.path)
@@ -213,14 +221,16 @@ def open_now(workspace: Workspace) -> Round:
 # ---- run -----------------------------------------------------------------------------------------------------------------
 
 
-def run_stage(this: Round, stage: str, on_line: OnLine | None = None) -> None:
-    """Bring one stage of a pool or round up to date, fetching what it reads; does nothing where DVC finds nothing changed."""
+def run_stage(this: Round, stage: str, on_line: OnLine | None = None) -> bool:
+    """Bring one stage of a pool or round up to date, fetching what it reads; False where DVC finds nothing changed and nothing is done."""
     before = this.lock.get(stage)
     started = time.monotonic()
     dvc.fetch_missing(this.root, inputs(this, stage), on_line)
     dvc.repro(this.root, this.folder, stage, on_line=on_line)
-    if this.lock.get(stage) != before:
-        environment.record(this.path, stage, time.monotonic() - started)
+    if this.lock.get(stage) == before:
+        return False
+    environment.record(this.path, stage, time.monotonic() - started)
+    return True
 
 
 def inputs(this: Round, stage: str) -> list[str]:
@@ -249,10 +259,15 @@ def waiting(this: Round) -> str | None:
     if not folder.exists() or not any(path for path in folder.iterdir() if not path.name.startswith(".")):
         return f"{this.name} waits for labels: give {batch}/ to the labellers and put their answers (CSV, JSONL or Label Studio JSON) into {this.answers}/"
     selection, manifest = Selection.load(this.path / "selection.parquet"), Manifest.load(this.file(Manifest.file))
-    checked = validate(read(Answers(folder)), selection, manifest, PreviousLabels.load(this.file(PreviousLabels.file)), params.classes or [])
+    checked = validate(read(Answers(folder)), selection, manifest, known_before(this), params.classes or [])
     if checked.enough(params.import_labels.min_answered):
         return None
     return f"{this.name} waits for labels in {this.answers}/: {checked.summary()}"
+
+
+def known_before(this: Round) -> Labels:
+    """What is known before a round's own answers."""
+    return PreviousLabels.load(this.file(PreviousLabels.file)).joined(StartLabels.load(this.file(StartLabels.file)))
 
 
 def keep_answers(this: Round) -> None:
@@ -263,10 +278,9 @@ def keep_answers(this: Round) -> None:
 
 def save(this: Round, message: str, on_line: OnLine | None = None) -> bool:
     """Commit what the stages recorded and send their outputs to the remote; False if nothing was new."""
-    if not git.commit(this.root, held_by_git(this), message):
-        return False
+    committed = git.commit(this.root, held_by_git(this), message)
     send(this, on_line)
-    return True
+    return committed
 
 
 def held_by_git(this: Round) -> list[str]:
@@ -369,7 +383,10 @@ def open_state(this: Round, *, long: bool = False) -> str:
     if not missing:
         return "`rondo cycle` or `rondo close` closes it" if long else "complete"
     if missing[0] == AFTER_ANSWERS[0]:
-        reason = waiting(this)
+        try:
+            reason = waiting(this)
+        except AnswersError as error:
+            return str(error) if long else "unreadable answers"
         if reason is not None:
             return reason if long else "awaiting labels"
     return f"`rondo cycle` or `rondo run` goes on with {missing[0]}" if long else f"before {missing[0]}"
@@ -382,7 +399,7 @@ def why_spent(workspace: Workspace) -> str | None:
         return f"all {params.programme.budget} labels of the programme are bought"
     rounds, pools = workspace.all("rounds"), workspace.all("pools")
     before = rounds[-1] if rounds else pools[-1]
-    if unlabelled(Manifest.load(pools[-1].path / "manifest.parquet"), Labels.load(before.path / "labels.parquet")) == 0:
+    if unlabelled(pools[-1], before) == 0:
         return "every image of the pool has an answer"
     return None
 

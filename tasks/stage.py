@@ -147,7 +147,7 @@ def check_code(params: Params) -> None:
     if params.code not in ("unfrozen", running):
         raise WorkspaceError(
             f"{params.round} was opened with Rondo {params.code}, this is {running}; "
-            "run it with that version, or open it again with this one: `rondo open --again` (drops what it has computed)"
+            "run it with that version; a round still open can be opened again with this one: `rondo open --again` (drops what it has computed)"
         )
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from tasks.errors import ParamsError
-from tasks.params import Acquire, ImportLabels, Ingest, Params, Pretrain, Programme
+from tasks.params import Acquire, ImportLabels, Ingest, Params, Pretrain, Programme, Retrain
 
 GREY = Pretrain(encoder="small", image_size=16, epochs=30, color=0.0, flip=False, rotate=15.0)  # digits and letters: no colour, no mirror images
 SMALL = Pretrain(encoder="small", image_size=32)
 PHOTOS = Pretrain(encoder="resnet18", image_size=64, epochs=20, batch_size=128, learning_rate=0.001)
-TINY_SETS = {"torchvision://cifar10": SMALL, "torchvision://cifar100": SMALL, "torchvision://svhn": SMALL}
+TINY_SETS = {"torchvision://cifar10": SMALL, "torchvision://cifar100": SMALL}
 DIGITS = list("0123456789")
 GREY_SETS = ("example://digits", "torchvision://mnist", "torchvision://fashionmnist", "torchvision://kmnist")
 
@@ -42,6 +42,7 @@ def starting_params(
             "ingest": Ingest(source=settled(source)).model_dump() | {"labels": labels},
             "pretrain": pretrain.model_dump(),
             "acquire": Acquire(budget=budget).model_dump(),
+            "retrain": Retrain(flip=pretrain.flip).model_dump(),
             "import-labels": ImportLabels().model_dump() | {"labeller": labeller},
         },
         "rondo init",

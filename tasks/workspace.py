@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 
 from tasks import git
-from tasks.artifacts import Labels, Manifest
 from tasks.dvc import dvc, lock
 from tasks.errors import WorkspaceError
 from tasks.params import Params, render
@@ -19,7 +18,7 @@ from tasks.stage import POOL_STAGES, ROUND_STAGES, all_stages, pipeline
 
 HEADER = """\
 # The seven stages that pools and rounds are frozen from; `dvc repro` here runs them once, in example/.
-# Made by `python -m tasks dvc`. A `cmd` may be wrapped (srun, torchrun, ...).
+# Made by `python -m tasks dvc`. A `cmd` may be wrapped, such as in srun.
 """
 
 
@@ -150,15 +149,10 @@ def dvc_yaml(stages: Sequence[str] | None = None, source: dict[str, Any] | None 
 
 def ignored() -> str:
     """`.gitignore`: every output that DVC holds, written by hand so that a failing `dvc repro` cannot take entries back."""
-    lines = {"/.rondo/", "/example/", "/answers/*/", ".*.partial/", "/rounds/*/report.html"}
+    # not /answers/*/, which DVC takes to mean answers/ itself, and then overlooks answers/r001.dvc
+    lines = {"/.rondo/", "/example/", "/answers/r*/", ".*.partial/", "/rounds/*/report.html"}
     for stage in all_stages():
         for artifact in stage.writes.values():
             if not artifact.in_git:
                 lines.add(artifact.file.replace("${pool}", "/pools/*").replace("${here}", "/rounds/*"))
     return "\n".join(sorted(lines)) + "\n"
-
-
-def unlabelled(manifest: Manifest, labels: Labels) -> int:
-    """How many train images nobody has answered for."""
-    frame = manifest.frame
-    return int(((frame["split"] == "train") & ~frame["id"].isin(labels.frame["id"])).sum())

@@ -39,6 +39,7 @@ def params_for(source: Path, **changes: object) -> Params:
         "ingest": {"source": str(source), "labels": "ignore", "workers": 1},
         "pretrain": {"method": "none", "image_size": 8},
         "embed": {"workers": 0},
+        "retrain": {"workers": 0},
         "acquire": {"budget": 12, "control": 0.25},
         "import-labels": {"labeller": "oracle"},
     }

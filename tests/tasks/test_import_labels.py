@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.artifacts import Answers, Known, Manifest, PreviousLabels, Selection
+from tasks.artifacts import Answers, Known, Manifest, PreviousLabels, Selection, StartLabels
 from tasks.errors import AnswersError, ArtifactError, ParamsError
 from tasks.import_labels import Imported, import_labels
 from tasks.params import ImportLabels, Params
@@ -38,7 +38,9 @@ def run(seed: int = 7, name: str = "r002", classes: list[str] | None = None) -> 
 
 
 def bring(path: Path, params: ImportLabels, batch: Selection | None = None) -> Imported:
-    return import_labels(batch or selection([D, B, A, C], control=2), manifest([A, B, C, D, OLD, TEST]), previous(), Answers(path), params, run())
+    return import_labels(
+        batch or selection([D, B, A, C], control=2), manifest([A, B, C, D, OLD, TEST]), previous(), StartLabels.of([]), Answers(path), params, run()
+    )
 
 
 def test_answers_of_two_people_by_hand(tmp_path: Path) -> None:
@@ -74,7 +76,7 @@ def test_too_few_answers_do_not_become_labels(tmp_path: Path) -> None:
     assert str(error.value) == (
         "1 of 4 answered; missing: al_rank 0, 1, 3\n"
         '  1 unknown class: a.csv:3 "dres" (did you mean "dress"?)\n'
-        "import-labels.min_answered is 0.5; answer the others in answers/r002/, or lower it"
+        "import-labels.min_answered is 0.5; answer the others in answers/r002/, or lower it in rounds/r002/params.yaml"
     )
 
 
@@ -112,7 +114,7 @@ def test_two_runs_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_what_the_stage_reads_and_writes() -> None:
     entry = find("import-labels").dvc()
-    assert entry["deps"] == ["${here}/selection.parquet", "${pool}/manifest.parquet", "${previous}/labels.parquet", "${answers}"]
+    assert entry["deps"] == ["${here}/selection.parquet", "${pool}/manifest.parquet", "${previous}/labels.parquet", "${pool}/labels.parquet", "${answers}"]
     assert entry["params"] == ["import-labels", "code", "round", "classes"]
     assert entry["outs"] == ["${here}/labels.parquet", "${here}/rejects.parquet", {"${here}/import.json": {"cache": False}}]
 
@@ -146,14 +148,14 @@ def test_an_oracle_that_knows_too_little(tmp_path: Path) -> None:
         bring(path, ImportLabels(labeller="oracle"))
     assert str(error.value) == (
         "2 of 4 answered; missing: al_rank 0, 3\n"
-        "import-labels.min_answered is 1, and the source has no label for the others; lower it, or have people answer (labeller: files)"
+        "import-labels.min_answered is 1, and the source has no label for the others; lower it and `rondo open --again`, or have people answer (labeller: files)"
     )
 
 
 def noisy(tmp_path: Path, noise: float, seed: int, truth: dict[str, str], name: str = "r002") -> dict[str, str]:
     params = ImportLabels(labeller="oracle", noise=noise, min_answered=0.0)
     ids = [f"{number:064x}" for number in range(4000)]
-    done = import_labels(selection(ids), manifest(ids), PreviousLabels.of([]), Answers(known(tmp_path, truth)), params, run(seed, name))
+    done = import_labels(selection(ids), manifest(ids), PreviousLabels.of([]), StartLabels.of([]), Answers(known(tmp_path, truth)), params, run(seed, name))
     return dict(zip(done.labels.frame["id"], done.labels.frame["label"], strict=True))
 
 
@@ -187,4 +189,15 @@ def test_noise_depends_on_seed_and_round_and_on_no_other_answer(tmp_path: Path) 
 def test_noise_needs_another_class(tmp_path: Path) -> None:
     path, params = known(tmp_path, {A: "dress"}), ImportLabels(labeller="oracle", noise=0.1)
     with pytest.raises(ParamsError, match=r"import-labels\.noise is 0\.1 but there is only one class, 'dress'; set it to 0 or name more classes"):
-        import_labels(selection([A]), manifest([A]), PreviousLabels.of([]), Answers(path), params, run(classes=["dress"]))
+        import_labels(selection([A]), manifest([A]), PreviousLabels.of([]), StartLabels.of([]), Answers(path), params, run(classes=["dress"]))
+
+
+def test_what_a_newer_pools_source_carries_is_joined_and_older_answers_stand(tmp_path: Path) -> None:
+    (tmp_path / "anna.csv").write_text(f"image_id,label,annotator\n{A},hat,anna\n", "utf-8")
+    row = {"round": "p002", "annotator": "source", "arm": "source"}
+    start = StartLabels.of([{"id": C, "label": "dress", **row}, {"id": TEST, "label": "dress", **row}])
+    done = import_labels(selection([A]), manifest([A, B, C, D, OLD, TEST]), previous(), start, Answers(tmp_path), ImportLabels(), run())
+    rows = done.labels.frame.set_index("id")[["label", "round"]]
+    assert list(rows.loc[C]) == ["dress", "p002"]  # new with the pool
+    assert list(rows.loc[TEST]) == ["hat", "p001"]  # known before the pool
+    assert list(rows.loc[A]) == ["hat", "r002"]
