@@ -1,0 +1,115 @@
+"""What a round costs beyond its stages' own work: trivial stages through Prefect, DVC and git, beside the same stages under bare `dvc repro`.
+
+    python -m benchmarks.orchestration [--rounds 5]
+
+The stages are real in their files and trivial in their work: their commands copy outputs that were computed once before. Report and tracking
+run as in production and are counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+from benchmarks.record import write
+from tasks import dvc, git, rounds
+from tasks.params import Params, render
+from tasks.stage import all_stages
+from tasks.workspace import Workspace, init
+
+PARAMS = {
+    "classes": list("0123456789"),
+    "ingest": {"source": "example://digits", "labels": "ignore", "workers": 1},
+    "pretrain": {"method": "none", "image_size": 8},
+    "embed": {"workers": 0},
+    "acquire": {"method": {"name": "random"}, "budget": 20},
+    "import-labels": {"labeller": "oracle"},
+}
+
+
+def main() -> None:
+    """Measure and write benchmarks/results/orchestration.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="rounds to measure; the median counts")
+    number = parser.parse_args().rounds
+    with tempfile.TemporaryDirectory() as folder:
+        workspace = trivial_workspace(Path(folder))
+        ours = [seconds_of_a_cycle(workspace) for _ in range(number)]
+        bare = [seconds_of_bare_dvc(workspace) for _ in range(number)]
+        last = workspace.all("rounds")[-1]
+        figures = {
+            "seconds_a_round": {"rondo": median(ours), "bare_dvc_repro": median(bare)},
+            "ratio_to_bare_dvc": round(statistics.median(ours) / statistics.median(bare), 2),
+            "all_seconds": {"rondo": [round(each, 2) for each in ours], "bare_dvc_repro": [round(each, 2) for each in bare]},
+            "prefect_tasks_a_round": len(last.stages) + 2,
+            "dvc_outputs_a_round": sum(len(entry["outs"]) for entry in last.lock.values()),
+            "git_files_a_round": len(git.git(workspace.root, "ls-files", last.folder).splitlines()),
+        }
+    print(write("orchestration", figures).read_text())  # noqa: T201
+
+
+def trivial_workspace(folder: Path) -> Workspace:
+    """A workspace with a pool, whose rounds copy the outputs of one real round."""
+    workspace = init(folder / "workspace", Params.check(PARAMS, "benchmark"))
+    rounds.advance(workspace, rounds.run_stage, lambda _: None, max_rounds=1)
+    real = workspace.root / "rounds/r001"
+    kept = folder / "kept"
+    shutil.copytree(real, kept)
+    git.git(workspace.root, "reset", "--hard", "--quiet", "pool-p001")
+    git.git(workspace.root, "tag", "--delete", "round-r001")
+    shutil.rmtree(real)
+    content = yaml.safe_load((workspace.root / "dvc.yaml").read_text("utf-8"))
+    for stage in all_stages():
+        names = " ".join(str(kept / Path(artifact.file).name) for artifact in stage.writes.values())
+        content["stages"][stage.name]["cmd"] = f"cp -r {names} ."
+    (workspace.root / "dvc.yaml").write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
+    (workspace.root / "params.yaml").write_text(render(workspace.params), "utf-8")
+    git.commit(workspace.root, ["dvc.yaml", "params.yaml"], "Trivial stages")
+    return workspace
+
+
+def seconds_of_a_cycle(workspace: Workspace) -> float:
+    """One whole round in a process that has the flow imported and its server up, as a worker has."""
+    code = """
+import sys, time, os
+os.environ.setdefault("PREFECT_HOME", sys.argv[1] + "/.rondo/prefect")
+from flows.cycle import cycle
+from prefect import flow
+@flow
+def warm(): pass
+warm()
+started = time.monotonic()
+state = cycle(sys.argv[1], 1, return_state=True)
+assert state.name == "RoundClosed", state
+open(sys.argv[2], "w").write(str(time.monotonic() - started))
+"""
+    said = workspace.root.parent / "seconds"
+    subprocess.run([sys.executable, "-c", code, str(workspace.root), str(said)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return float(said.read_text())
+
+
+def seconds_of_bare_dvc(workspace: Workspace) -> float:
+    """The newest round's five stages, forced, by one `dvc repro`."""
+    last = workspace.all("rounds")[-1]
+    started = time.monotonic()
+    dvc.dvc(workspace.root, "repro", "--quiet", "--force", "--no-run-cache", *(f"{last.folder}/dvc.yaml:{stage}" for stage in last.stages))
+    return time.monotonic() - started
+
+
+def median(values: list[float]) -> float:
+    """Rounded to hundredths."""
+    return round(statistics.median(values), 2)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    main()
