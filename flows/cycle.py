@@ -47,7 +47,7 @@ def track(root: str, name: str) -> None:
     get_run_logger().info("MLflow: %s", tracking.track(Workspace(Path(root)), name))
 
 
-@flow(name="rondo-cycle", flow_run_name="{workspace}", description=__doc__, log_prints=True)
+@flow(name="rondo-cycle", flow_run_name="{workspace.name}", description=__doc__, log_prints=True)
 def cycle(
     workspace: Annotated[Path, Field(description="folder of the workspace")],
     max_rounds: Annotated[int | None, Field(ge=1, description="close at most this many rounds; empty: go on until people or the budget stop it")] = None,

@@ -15,7 +15,7 @@ def git(root: Path, *arguments: str) -> str:
     if shutil.which("git") is None:
         raise WorkspaceError("git is not installed or not on the PATH; install it (https://git-scm.com) and try again")
     try:
-        return process.run(["git", *arguments], root).strip()
+        return process.run(["git", *arguments], root).rstrip("\n")
     except process.ChildError as error:
         raise WorkspaceError(f"git {arguments[0]} failed in {root}: {error.output.strip()}") from error
 

@@ -20,13 +20,14 @@ ROOT = Path(__file__).parents[2]
 STATES = """
 import json, os, sys
 os.environ["PREFECT_HOME"] = sys.argv[1]
+os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "180"
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter
 with get_client(sync_client=True) as client:
-    flows = [(run.state.type.value, run.state.name) for run in client.read_flow_runs()]
-    tasks = sorted(run.name for run in client.read_task_runs())
-    keys = sorted({each.key for each in client.read_artifacts() if each.key})
+    read = lambda kind: client.request("POST", f"/{kind}/filter", json={}).json()
+    flows = [(run["state"]["type"], run["state"]["name"]) for run in read("flow_runs")]
+    tasks = sorted(run["name"] for run in read("task_runs"))
+    keys = sorted({each["key"] for each in read("artifacts") if each["key"]})
 print(json.dumps({"flows": flows, "tasks": tasks, "keys": keys}))
 """
 

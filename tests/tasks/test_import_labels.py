@@ -148,7 +148,8 @@ def test_an_oracle_that_knows_too_little(tmp_path: Path) -> None:
         bring(path, ImportLabels(labeller="oracle"))
     assert str(error.value) == (
         "2 of 4 answered; missing: al_rank 0, 3\n"
-        "import-labels.min_answered is 1, and the source has no label for the others; lower it and `rondo open --again`, or have people answer (labeller: files)"
+        "import-labels.min_answered is 1, and the source has no label for the others; "
+        "lower it and `rondo open --again`, or have people answer (labeller: files)"
     )
 
 
