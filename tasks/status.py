@@ -6,32 +6,29 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from tasks.artifacts import Estimate, Metrics
+from tasks.artifacts import Estimate, IngestReport, Metrics
 from tasks.rounds import open_state, remaining, why_spent
 from tasks.workspace import Round, Workspace
 
 
 def render(workspace: Workspace) -> Group:
-    """The table of rounds, and what happens next."""
+    """The pools, the table of rounds, and what happens next."""
     closed = workspace.closed()
-    table = Table(title=str(workspace.root), title_justify="left")
+    pools = [Text(pool_line(pool, pool.name in closed)) for pool in workspace.all("pools")]
+    table = Table(caption="accuracy in % with its 95% interval; on control arm: the model before, on images drawn uniformly", caption_justify="left")
     for heading in ("round", "state", "method", "labels", "test accuracy", "on control arm"):
         table.add_column(heading, justify="right" if heading == "labels" else "left", no_wrap=True)
-    table.caption = "accuracy in % with its 95% interval; on control arm: the model before, on images drawn uniformly in this round"
-    for pool in workspace.all("pools"):
-        table.add_row(pool.name, *pool_cells(pool, pool.name in closed))
     for this in workspace.all("rounds"):
         table.add_row(this.name, *round_cells(this, this.name in closed))
-    return Group(table, Text(f"next: {what_next(workspace, closed)}"))
+    return Group(Text(str(workspace.root), "bold"), *pools, *([table] if table.rows else []), Text(f"next: {what_next(workspace, closed)}"))
 
 
-def pool_cells(pool: Round, closed: bool) -> list[str]:
-    """State and size of a pool."""
-    from tasks.artifacts import IngestReport
-
+def pool_line(pool: Round, closed: bool) -> str:
+    """What a pool holds."""
     path = pool.path / "ingest.json"
-    size = f"{IngestReport.load(path).images} images" if path.exists() else ""
-    return ["closed" if closed else "being made", pool.params.pretrain.method, size, "", ""]
+    size = f"{IngestReport.load(path).images:,} images" if path.exists() else "not read yet"
+    encoder = pool.params.pretrain
+    return f"{pool.name}: {size}, {encoder.encoder} encoder ({encoder.method}){'' if closed else ', being made'}"
 
 
 def round_cells(this: Round, closed: bool) -> list[str]:

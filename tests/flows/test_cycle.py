@@ -105,7 +105,7 @@ def test_a_second_writer_is_refused(finished: Workspace) -> None:
 
 def test_status_shows_rounds_and_what_comes_next(finished: Workspace) -> None:
     said = run_rondo("status", cwd=finished.root / "rounds/r001").stdout
-    assert [line.split("│")[1].strip() for line in said.splitlines() if line.startswith("│")] == ["p001", "r001", "r002"]
+    assert [line.split("│")[1].strip() for line in said.splitlines() if line.startswith("│")] == ["r001", "r002"]
     assert "next: nothing: all 24 labels of the programme are bought" in said
 
 
