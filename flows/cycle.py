@@ -61,7 +61,7 @@ def cycle(
         track(root, this.name)
 
     def run(this: Round, stage: str) -> None:
-        run_stage(root, this.name, stage)
+        run_stage(root, this.name, stage, return_state=True).result()  # raises what the stage failed with
 
     try:
         with locked(found):

@@ -77,7 +77,7 @@ def pool_of(signals: Signals, manifest: Manifest, known: Labels, classes: list[s
 
 
 def selection_of(picked: al_core.Selection, control: Rows, signals: Signals, manifest: Manifest, method: str) -> Selection:
-    """The table of picks. The control arm is spread evenly through the ranks: labellers cannot tell it, and a batch half done has its share of it."""
+    """The table of picks. The control arm is spread evenly through the ranks: a batch half done has its share of it."""
     places = np.concatenate([(np.arange(len(arm)) + 0.5) / max(len(arm), 1) for arm in (picked.rows, control)])
     order = np.argsort(places, kind="stable")
     rows = np.concatenate([picked.rows, control])

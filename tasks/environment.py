@@ -37,7 +37,8 @@ def describe() -> dict[str, Any]:
 def threads() -> int:
     """Threads that numerical libraries take by default: sums come in another order with another number."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return int(os.environ.get("OMP_NUM_THREADS") or cores)
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # one number for each level of nesting
+    return int(first) if first.isdigit() else cores
 
 
 def nvidia_devices() -> list[str]:

@@ -92,7 +92,8 @@ def replay(this: Round, on_line: Callable[[str], None]) -> Comparison:
 
 def altered(this: Round) -> list[str]:
     """Files here that are not as recorded, as `dvc status` finds them; those that are not here at all do not count."""
-    said = json.loads(dvc.dvc(this.root, "status", "--json", f"{this.folder}/dvc.yaml"))
+    text = dvc.dvc(this.root, "status", "--json", f"{this.folder}/dvc.yaml")
+    said = json.loads(text[text.index("{") :])  # warnings may stand before it
     changes = [change for entry in said.values() for change in entry if isinstance(change, dict)]
     found = {path for change in changes for kind in ("changed deps", "changed outs") for path, what in change.get(kind, {}).items() if what == "modified"}
     return sorted(found)

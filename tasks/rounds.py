@@ -17,7 +17,7 @@ from tasks import dvc, environment, git
 from tasks.answers import check_classes, read, validate
 from tasks.artifacts import Answers, IngestReport, Labels, Manifest, PreviousLabels, Selection, StartLabels
 from tasks.code_version import code_version
-from tasks.errors import AnswersError, ParamsError, WorkspaceError
+from tasks.errors import ParamsError, RondoError, WorkspaceError
 from tasks.params import Params
 from tasks.stage import AFTER_ANSWERS, BEFORE_ANSWERS, POOL_STAGES, pipeline
 from tasks.workspace import Round, Workspace, dvc_yaml
@@ -43,7 +43,10 @@ AWAITING_LABELS, ROUND_CLOSED, BUDGET_SPENT = "AwaitingLabels", "RoundClosed", "
 def open_pool(workspace: Workspace) -> Round:
     """Freeze the next pool: the images that exist now, and an encoder for them."""
     refuse_dirty(workspace)
+    refuse_open(workspace)
     pools = workspace.all("pools")
+    if pools and pools[-1].name not in workspace.closed():
+        raise WorkspaceError(f"{pools[-1].name} is not finished yet; `rondo cycle` or `rondo open` finishes it")
     pool = Round(workspace.root, f"p{len(pools) + 1:03}")
     previous = f"../{pools[-1].name}" if pools else None
     params = frozen(workspace.params, round=pool.name, pool=".", previous=previous, here=".", model="encoder.safetensors", answers="known.parquet")
@@ -61,8 +64,7 @@ def open_round(workspace: Workspace) -> Round:
     refuse_dirty(workspace)
     rounds = workspace.all("rounds")
     closed = workspace.closed()
-    if rounds and rounds[-1].name not in closed:
-        raise WorkspaceError(f"{rounds[-1].name} is still open; finish it with `rondo run` and `rondo close`, or drop it with `rondo open --again`")
+    refuse_open(workspace)
     pools = [pool for pool in workspace.all("pools") if pool.name in closed]
     if not pools:
         raise WorkspaceError("there is no finished pool yet; `rondo open` makes one first")
@@ -122,6 +124,8 @@ def checked(params: Params, workspace: Workspace, before: Round, pool: Round, *,
 
 def unlabelled(pool: Round, before: Round) -> int:
     """How many train images of the pool nobody has answered for, `before` being the last round, or the pool itself."""
+    files = [f"{pool.folder}/manifest.parquet", f"{pool.folder}/labels.parquet", f"{before.folder}/labels.parquet"]
+    dvc.fetch_missing(pool.root, files)  # a fresh clone has none of them
     manifest = Manifest.load(pool.path / "manifest.parquet").frame
     known = PreviousLabels.load(before.path / "labels.parquet").joined(StartLabels.load(pool.path / "labels.parquet"))
     return int(((manifest["split"] == "train") & ~manifest["id"].isin(known.frame["id"])).sum())
@@ -179,6 +183,13 @@ def check_pipeline(content: object) -> None:
         for key, value in entry.items():
             if key not in ("cmd", "desc") and found.get(name, {}).get(key) != value:
                 raise WorkspaceError(f"dvc.yaml: {key} of {name} is not what this version of Rondo reads and writes; renew it: python -m tasks dvc > dvc.yaml")
+
+
+def refuse_open(workspace: Workspace) -> None:
+    """Raise if a round is open: there is one at a time."""
+    rounds = workspace.all("rounds")
+    if rounds and rounds[-1].name not in workspace.closed():
+        raise WorkspaceError(f"{rounds[-1].name} is still open; finish it with `rondo run` and `rondo close`, or drop it with `rondo open --again`")
 
 
 def refuse_dirty(workspace: Workspace, besides: str | None = None) -> None:
@@ -385,8 +396,8 @@ def open_state(this: Round, *, long: bool = False) -> str:
     if missing[0] == AFTER_ANSWERS[0]:
         try:
             reason = waiting(this)
-        except AnswersError as error:
-            return str(error) if long else "unreadable answers"
+        except RondoError as error:
+            return str(error) if long else "cannot tell"
         if reason is not None:
             return reason if long else "awaiting labels"
     return f"`rondo cycle` or `rondo run` goes on with {missing[0]}" if long else f"before {missing[0]}"

@@ -35,7 +35,9 @@ def starting_params(
     if encoder not in (None, "small", "resnet18"):
         raise ParamsError(f"--encoder is {encoder!r}; choose small (images up to about 32 px) or resnet18")
     if encoder is not None and encoder != pretrain.encoder:
-        pretrain = SMALL if encoder == "small" else PHOTOS
+        other = SMALL if encoder == "small" else PHOTOS
+        kept = {"color", "flip", "rotate"}  # what the images bear does not depend on the encoder
+        pretrain = other.model_copy(update={key: getattr(pretrain, key) for key in kept})
     return Params.check(
         {
             "classes": classes or (DIGITS if source == "example://digits" else None),

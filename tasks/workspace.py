@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from tasks import git
+from tasks.code_version import SOURCE
 from tasks.dvc import dvc, lock
 from tasks.errors import WorkspaceError
 from tasks.params import Params, render
@@ -86,6 +87,8 @@ class Workspace:
             WorkspaceError: it lies in none.
         """
         for folder in (start.resolve(), *start.resolve().parents):
+            if folder == SOURCE:
+                raise WorkspaceError(f"{folder} is Rondo's own source, no workspace; make one with `rondo init DIR --source SOURCE`")
             if (folder / "params.yaml").exists() and (folder / ".dvc").is_dir() and folder.parent.name not in ("rounds", "pools"):
                 return cls(folder)
         raise WorkspaceError(f"{start.resolve()} lies in no workspace; make one with `rondo init DIR --source SOURCE`, or name one with --workspace DIR")
@@ -150,7 +153,7 @@ def dvc_yaml(stages: Sequence[str] | None = None, source: dict[str, Any] | None 
 def ignored() -> str:
     """`.gitignore`: every output that DVC holds, written by hand so that a failing `dvc repro` cannot take entries back."""
     # not /answers/*/, which DVC takes to mean answers/ itself, and then overlooks answers/r001.dvc
-    lines = {"/.rondo/", "/example/", "/answers/r*/", ".*.partial/", "/rounds/*/report.html"}
+    lines = {"/.rondo/", "/example/", "/dvc.lock", "/answers/r*/", ".*.partial/", "/rounds/*/report.html"}
     for stage in all_stages():
         for artifact in stage.writes.values():
             if not artifact.in_git:

@@ -174,6 +174,9 @@ def test_targets_of_make_and_stages_exist() -> None:
     text = "\n".join(page.read_text("utf-8") for page in PAGES)
     assert set(re.findall(r"(?:`|^|\$ )make ([a-z]\w*)", text, re.M)) <= targets
     assert set(re.findall(r"python -m tasks ([\w-]+)", text)) <= {*POOL_STAGES, *ROUND_STAGES, "dvc"}
+    modules = set(re.findall(r"python -m ((?:benchmarks|tests)[\w.]*)", text))
+    assert "benchmarks.orchestration" in modules
+    assert [name for name in modules if not (ROOT / name.replace(".", "/")).with_suffix(".py").exists()] == []
 
 
 # ---- params.yaml ----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from flows import cli
-from tasks import git
+from tasks import git, rounds
 from tasks.workspace import Workspace
 from tests.conftest import run_rondo
 
@@ -92,6 +92,22 @@ def test_an_error_that_a_user_can_act_on_is_said_without_a_traceback(with_pool: 
     assert done.returncode == 1
     assert "error: the work tree has changes that are not committed" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.usefixtures("own_home")
+def test_a_stage_that_fails_stops_the_cycle_with_its_own_words(with_pool: Callable[..., Workspace]) -> None:
+    workspace = with_pool()
+    rounds.open_round(workspace)
+    shard = next((workspace.root / "pools/p001/shards").iterdir())
+    shard.chmod(0o644)
+    shard.write_bytes(shard.read_bytes()[:600])
+    done = run_rondo("cycle", "--workspace", str(workspace.root), check=False)
+    assert done.returncode == 1
+    assert "error: rounds/r001: embed failed\n" in done.stderr
+    assert "the shard is too short" in done.stderr
+    assert "Traceback" not in done.stderr.split("error:")[1]
+    assert list(workspace.find_round("r001").lock) == []
+    assert list(workspace.root.glob("**/*.partial")) == []
 
 
 def test_a_second_writer_is_refused(finished: Workspace) -> None:

@@ -36,8 +36,8 @@ def test_an_entry_by_hand() -> None:
     assert pipeline()["stages"]["acquire"] == {
         "cmd": "python -m tasks acquire",
         "desc": "Choose the images people should label next.",
-        "deps": ["${here}/signals", "${pool}/manifest.parquet", "${previous}/labels.parquet"],
-        "params": ["acquire", "code", "round", "seed"],
+        "deps": ["${here}/signals", "${pool}/manifest.parquet", "${previous}/labels.parquet", "${pool}/labels.parquet"],
+        "params": ["acquire", "code", "round", "seed", "classes"],
         "outs": ["${here}/selection.parquet", {"${here}/acquire.json": {"cache": False}}],
     }
 
