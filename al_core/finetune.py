@@ -15,16 +15,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from al_core.encoders import Encoder, deterministic
-from al_core.linear import Linear
+from al_core.features import features
+from al_core.linear import Linear, fit
 from al_core.loading import BILINEAR, Images, load, pixels, resized, shuffled, unit
-from al_core.seeds import derive, seeded
+from al_core.seeds import derive
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 OnEpoch = Callable[[int, float, float], None]  # epoch from 1, mean loss, learning rate of the epoch's last step
-
-HEAD_SPREAD = 1e-3
 
 
 @dataclass(frozen=True)
@@ -65,20 +64,23 @@ def finetune(
     seed: int,
     workers: int,
     device: torch.device,
+    l2: float = 1e-3,
     min_crop: float = 0.8,
     flip: bool = False,
     on_epoch: OnEpoch = lambda epoch, loss, rate: None,
-    threads: int = 2,
+    threads: int = 1,
 ) -> Finetuned:
-    """All weights trained on the labels, from a copy of the encoder and a fresh head; the encoder given is left as it is.
+    """All weights trained on the labels, from a copy of the encoder and a fresh linear head; the encoder given is left as it is.
 
-    Cross-entropy by AdamW, whose rate falls to 0 along a cosine. Batch norm keeps the statistics of pretraining, as few labels give poor ones; its
-    scales and shifts are trained.
+    The head starts as the logistic regression on the encoder's own features, since one that starts at random distorts them before it has learned
+    anything (Kumar et al. 2022, https://arxiv.org/abs/2202.10054). Then cross-entropy by AdamW, whose rate falls to 0 along a cosine. Batch norm
+    keeps the statistics of pretraining, as few labels give poor ones; its scales and shifts are trained.
 
     Args:
         images: the labelled images (`loading.Rows` picks them out of a pool).
         labels: (n,) in 0..classes-1, one for each image.
         classes: how many there are, with or without examples.
+        l2: ridge of the head that training starts from; see `linear.fit`.
         min_crop: smallest share of the side that a random crop keeps.
         flip: mirror left-right half of the time.
         on_epoch: called after each epoch.
@@ -89,17 +91,19 @@ def finetune(
     """
     check(images, labels, classes)
     encoder = copy.deepcopy(encoder)
-    head = nn.Linear(encoder.dim, classes)
-    with seeded(seed, "finetune", "head"):
-        nn.init.normal_(head.weight, std=HEAD_SPREAD)
-        nn.init.zeros_(head.bias)
+    head: nn.Linear = nn.utils.skip_init(nn.Linear, encoder.dim, classes)  # type: ignore[no-untyped-call]
+    held = resized(images, image_size, workers=workers)
+    x = np.concatenate(list(features(held, encoder, image_size=image_size, batch_size=batch_size, workers=workers, device=device)))
+    start = fit(x, labels, classes, l2=l2, device=device)
+    with torch.no_grad():
+        head.weight.copy_(torch.from_numpy(start.weight))
+        head.bias.copy_(torch.from_numpy(start.bias))
     network = nn.Sequential(encoder, head).to(device).eval()  # eval: of its layers only batch norm minds
     steps = math.ceil(len(labels) / batch_size) * epochs
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     seed = derive(seed, "finetune")
     truth = torch.as_tensor(labels, device=device)
-    held = resized(images, image_size, workers=workers)
     picks = list(shuffled(range(len(labels)), batch_size, epochs, seed, drop_last=False))
     batches = load(held, picks, Jitter(image_size, min_crop, flip), seed=seed, workers=workers)
     with deterministic(threads):

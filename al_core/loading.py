@@ -28,7 +28,7 @@ Pick = tuple[int, int]  # epoch, row
 
 
 class Images(Protocol):
-    """Images by row; picklable, since loader processes hold a copy."""
+    """Images by row; picklable, since loader processes hold a copy, which must open its files for itself (a file position is shared by a fork)."""
 
     def __len__(self) -> int: ...
 

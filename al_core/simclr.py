@@ -80,7 +80,7 @@ def train(
     workers: int,
     device: torch.device,
     on_epoch: OnEpoch,
-    threads: int = 2,
+    threads: int = 1,
 ) -> None:
     """Train the encoder in place, on the device.
 

@@ -99,6 +99,7 @@ def finetuned(
         epochs=params.epochs,
         batch_size=params.batch_size,
         learning_rate=params.learning_rate,
+        l2=params.l2,
         flip=params.flip,
         seed=derive(run.seed, run.round, "retrain"),
         workers=params.workers,

@@ -17,7 +17,7 @@ from tasks import dvc, environment, git
 from tasks.answers import check_classes, read, validate
 from tasks.artifacts import Answers, IngestReport, Labels, Manifest, PreviousLabels, Selection, StartLabels
 from tasks.code_version import code_version
-from tasks.errors import ParamsError, RondoError, WorkspaceError
+from tasks.errors import AnswersError, ParamsError, RondoError, WorkspaceError
 from tasks.params import Params
 from tasks.stage import AFTER_ANSWERS, BEFORE_ANSWERS, POOL_STAGES, pipeline
 from tasks.workspace import Round, Workspace, dvc_yaml
@@ -195,6 +195,7 @@ def refuse_open(workspace: Workspace) -> None:
 def refuse_dirty(workspace: Workspace, besides: str | None = None) -> None:
     """Raise if anything is not committed, but for one folder: a round must be reproducible from its tag."""
     dirty = [line for line in git.changes(workspace.root) if besides is None or not line[3:].startswith(f"{besides}/")]
+    dirty = [line for line in dirty if line != "?? dvc.lock"]  # of the example that `dvc repro` runs here; DVC wants it unignored
     if dirty:
         shown = "\n".join(dirty[:10]) + ("\n..." if len(dirty) > 10 else "")
         raise WorkspaceError(
@@ -397,7 +398,7 @@ def open_state(this: Round, *, long: bool = False) -> str:
         try:
             reason = waiting(this)
         except RondoError as error:
-            return str(error) if long else "cannot tell"
+            return str(error) if long else "unreadable answers" if isinstance(error, AnswersError) else "data not here"
         if reason is not None:
             return reason if long else "awaiting labels"
     return f"`rondo cycle` or `rondo run` goes on with {missing[0]}" if long else f"before {missing[0]}"

@@ -158,11 +158,11 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch's own watch ends workers between images")
 def test_workers_die_with_their_parent_at_once() -> None:
-    run = subprocess.run([sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE, text=True, check=False, timeout=50)
+    run = subprocess.run([sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE, text=True, check=False, timeout=200)
     assert run.returncode == -signal.SIGKILL
     workers = [Path("/proc") / pid for pid in run.stdout.split()]
     assert len(workers) == 2
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + 20
     while any(map(alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(alive, workers))

@@ -73,7 +73,9 @@ def test_the_loss_falls() -> None:
 
 
 def test_equal_seeds_give_equal_weights_with_any_number_of_workers() -> None:
+    before = torch.get_rng_state()
     first, curve = pretrained(Noise())
+    assert torch.equal(before, torch.get_rng_state()), "it drew from the global generator"
     second, again = pretrained(Noise(), workers=2)
     other, _ = pretrained(Noise(), seed=1)
     assert same(first, second)
