@@ -100,7 +100,7 @@ class Retrain(Section):
     """The classifier of the round, always from the pool's encoder."""
 
     mode: Literal["linear", "finetune"] = Field("linear", description="linear: logistic regression on frozen embeddings; finetune: all weights")
-    l2: Annotated[float, Field(gt=0)] = Field(0.001, description="strength of the ridge on the head's weights, per example; finetune: of the head it starts from")
+    l2: Annotated[float, Field(gt=0)] = Field(0.001, description="strength of the ridge on the head's weights, per example (finetune: at its start)")
     epochs: Positive = Field(30, description="finetune: passes over the labelled images")
     batch_size: Positive = Field(64, description="images a step, of training and of predicting")
     flip: bool = Field(True, description="finetune: mirror left-right; false where it changes the meaning")
