@@ -9,7 +9,7 @@ from tasks.params import Acquire, ImportLabels, Ingest, Params, Pretrain, Progra
 
 # digits and letters: no colour, no mirror images. On the 1,797 digits 15 epochs take half a minute on 2 cores, and more gain little
 GREY = Pretrain(encoder="small", image_size=16, epochs=15, batch_size=64, temperature=0.5, min_crop=0.5, color=0.0, flip=False, rotate=15.0)
-SMALL = Pretrain(encoder="small", image_size=32, epochs=20, batch_size=64, temperature=0.5)
+SMALL = Pretrain(encoder="small", image_size=32, epochs=40, batch_size=64, temperature=0.5, min_crop=0.25)
 PHOTOS = Pretrain(encoder="resnet18", image_size=64, epochs=20, batch_size=128, learning_rate=0.001, temperature=0.5)
 TINY_SETS = {"torchvision://cifar10": SMALL, "torchvision://cifar100": SMALL}
 DIGITS = list("0123456789")
