@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks import process
 from tasks.errors import WorkspaceError
+from tasks.process import die_with_parent
 
 
 def git(root: Path, *arguments: str) -> str:
     """What `git ARGUMENTS` prints in `root`."""
     if shutil.which("git") is None:
         raise WorkspaceError("git is not installed or not on the PATH; install it (https://git-scm.com) and try again")
-    try:
-        return process.run(["git", *arguments], root).rstrip("\n")
-    except process.ChildError as error:
-        raise WorkspaceError(f"git {arguments[0]} failed in {root}: {error.output.strip()}") from error
+    done = subprocess.run(["git", *arguments], cwd=root, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, preexec_fn=die_with_parent)
+    if done.returncode:
+        raise WorkspaceError(f"git {arguments[0]} failed in {root}: {(done.stderr or done.stdout).strip()}")
+    return done.stdout.rstrip("\n")  # alone: warnings on stderr are no data
 
 
 def changes(root: Path, *paths: str) -> list[str]:

@@ -6,8 +6,12 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
 
 from tasks.errors import WorkspaceError
+from tasks.git import git as run_git
 from tasks.workspace import Workspace
 
 
@@ -42,5 +46,24 @@ def clean_up(workspace: Workspace) -> None:
     git = workspace.root / ".git"
     for path in [*git.glob("*.lock"), *git.glob("refs/**/*.lock")]:
         path.unlink(missing_ok=True)
+    for path in [*workspace.root.glob("*/*/dvc.lock"), *workspace.root.glob("answers/*.dvc")]:
+        if not readable(path):  # DVC writes it in place and was killed in the middle; what it recorded is done again
+            path.unlink()
+            if path.relative_to(workspace.root).as_posix() in git_files(workspace):
+                run_git(workspace.root, "checkout", "--", str(path.relative_to(workspace.root)))
     for name in ("lock", "rwlock", "rwlock.lock"):
         (workspace.root / ".dvc" / "tmp" / name).unlink(missing_ok=True)
+
+
+def readable(path: Path) -> bool:
+    """Whether the file is YAML with the keys that DVC's files have."""
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return False
+    return isinstance(content, dict) and ("stages" in content or "outs" in content)
+
+
+def git_files(workspace: Workspace) -> set[str]:
+    """What git holds at HEAD."""
+    return set(run_git(workspace.root, "ls-tree", "-r", "--name-only", "HEAD").splitlines())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -44,15 +45,16 @@ def die_with_supervisor() -> None:
 
 
 def _watch(pid: int) -> None:
-    try:
-        if hasattr(os, "pidfd_open"):
+    with contextlib.suppress(ProcessLookupError):  # it is gone already
+        try:
             select.select([os.pidfd_open(pid)], [], [])
-        else:
+        except (AttributeError, OSError) as error:  # neither macOS nor every container has it
+            if isinstance(error, ProcessLookupError):
+                raise
             while True:
-                os.kill(pid, 0)
+                with contextlib.suppress(PermissionError):
+                    os.kill(pid, 0)
                 time.sleep(0.5)
-    except OSError:
-        pass  # it is gone already
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 

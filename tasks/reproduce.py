@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from rich.text import Text
 
 from tasks import dvc, environment, git
 from tasks.errors import WorkspaceError
-from tasks.rounds import inputs
+from tasks.rounds import altered, inputs
 from tasks.workspace import Round, Workspace
 
 
@@ -79,24 +78,15 @@ def remove(workspace: Workspace, root: Path) -> None:
 def replay(this: Round, on_line: Callable[[str], None]) -> Comparison:
     """Every stage again, in order; nothing is taken from DVC's run cache and nothing is put into its cache."""
     recorded = this.lock
-    then = json.loads((this.path / environment.FILE).read_text("utf-8"))["stages"]
+    then = environment.load(this.path)
     for stage in this.stages:
         on_line(f"{this.name} {stage}")
         dvc.fetch_missing(this.root, inputs(this, stage), on_line)
         dvc.repro(this.root, this.folder, stage, "--force", "--no-run-cache", "--no-commit", on_line=on_line)
     rows = compare(recorded, this.lock)
     here = environment.describe()
-    differing = sorted({line for stage in this.stages for line in environment.differences(here, then.get(stage, {}))})
+    differing = sorted({line for record in then.values() for line in environment.differences(here, record)})
     return Comparison(this.name, rows, differing)
-
-
-def altered(this: Round) -> list[str]:
-    """Files here that are not as recorded, as `dvc status` finds them; those that are not here at all do not count."""
-    text = dvc.dvc(this.root, "status", "--json", f"{this.folder}/dvc.yaml")
-    said = json.loads(text[text.index("{") :])  # warnings may stand before it
-    changes = [change for entry in said.values() for change in entry if isinstance(change, dict)]
-    found = {path for change in changes for kind in ("changed deps", "changed outs") for path, what in change.get(kind, {}).items() if what == "modified"}
-    return sorted(found)
 
 
 def compare(recorded: dict[str, Any], now: dict[str, Any]) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from tasks import dvc, environment, git
 from tasks.answers import check_classes, read, validate
 from tasks.artifacts import Answers, IngestReport, Labels, Manifest, PreviousLabels, Selection, StartLabels
 from tasks.code_version import code_version
-from tasks.errors import AnswersError, ParamsError, RondoError, WorkspaceError
+from tasks.errors import AnswersError, ArtifactError, ParamsError, RondoError, WorkspaceError
 from tasks.params import Params
 from tasks.stage import AFTER_ANSWERS, BEFORE_ANSWERS, POOL_STAGES, pipeline
 from tasks.workspace import Round, Workspace, dvc_yaml
@@ -68,6 +69,7 @@ def open_round(workspace: Workspace) -> Round:
     pools = [pool for pool in workspace.all("pools") if pool.name in closed]
     if not pools:
         raise WorkspaceError("there is no finished pool yet; `rondo open` makes one first")
+    fetch_tables(workspace)
     name, pool, last = f"r{len(rounds) + 1:03}", pools[-1], rounds[-1] if rounds else None
     base = workspace.params
     params = frozen(
@@ -124,11 +126,15 @@ def checked(params: Params, workspace: Workspace, before: Round, pool: Round, *,
 
 def unlabelled(pool: Round, before: Round) -> int:
     """How many train images of the pool nobody has answered for, `before` being the last round, or the pool itself."""
-    files = [f"{pool.folder}/manifest.parquet", f"{pool.folder}/labels.parquet", f"{before.folder}/labels.parquet"]
-    dvc.fetch_missing(pool.root, files)  # a fresh clone has none of them
     manifest = Manifest.load(pool.path / "manifest.parquet").frame
     known = PreviousLabels.load(before.path / "labels.parquet").joined(StartLabels.load(pool.path / "labels.parquet"))
     return int(((manifest["split"] == "train") & ~manifest["id"].isin(known.frame["id"])).sum())
+
+
+def fetch_tables(workspace: Workspace) -> None:
+    """Bring what `unlabelled` reads: a fresh clone has none of it."""
+    pool, last = workspace.all("pools")[-1], workspace.all("rounds")[-1:]
+    dvc.fetch_missing(workspace.root, [f"{pool.folder}/manifest.parquet", *(f"{each.folder}/labels.parquet" for each in (pool, *last))])
 
 
 def settle_method(spec: dict[str, Any], where: str) -> dict[str, Any]:
@@ -213,9 +219,17 @@ def drop(workspace: Workspace) -> str:
     refuse_dirty(workspace, besides=this.folder)
     if (workspace.root / f"{this.answers}.dvc").exists() or any((workspace.root / this.answers).glob("*")):
         raise WorkspaceError(f"{this.answers} holds answers for {this.name}; finish the round (`rondo run`), or move them away first")
-    shutil.rmtree(this.path)
+    remove(workspace, this.folder)
     git.commit(workspace.root, [this.folder], f"Drop {this.name}")
     return this.name
+
+
+def remove(workspace: Workspace, folder: str) -> None:
+    """Delete a folder, whole or not at all: out of the way in one step first."""
+    aside = workspace.private / "dropped"
+    shutil.rmtree(aside, ignore_errors=True)
+    (workspace.root / folder).replace(aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def open_now(workspace: Workspace) -> Round:
@@ -237,12 +251,22 @@ def run_stage(this: Round, stage: str, on_line: OnLine | None = None) -> bool:
     """Bring one stage of a pool or round up to date, fetching what it reads; False where DVC finds nothing changed and nothing is done."""
     before = this.lock.get(stage)
     started = time.monotonic()
+    if stage == AFTER_ANSWERS[0]:
+        keep_answers(this)
+    fetch_made(this, stage, on_line)
     dvc.fetch_missing(this.root, inputs(this, stage), on_line)
     dvc.repro(this.root, this.folder, stage, on_line=on_line)
-    if this.lock.get(stage) == before:
+    if this.lock.get(stage) == before and environment.has(this.path, stage):
         return False
     environment.record(this.path, stage, time.monotonic() - started)
     return True
+
+
+def fetch_made(this: Round, stage: str, on_line: OnLine | None) -> None:
+    """Bring what the stage made on another machine, so that it is not made again under the hands of people who are labelling; made again if lost."""
+    outs = [os.path.normpath(f"{this.folder}/{out['path']}") for out in this.lock.get(stage, {}).get("outs", [])]
+    with contextlib.suppress(ArtifactError):
+        dvc.fetch_missing(this.root, outs, on_line)
 
 
 def inputs(this: Round, stage: str) -> list[str]:
@@ -306,6 +330,15 @@ def send(this: Round, on_line: OnLine | None = None) -> None:
     dvc.push(this.root, [f"{this.folder}/dvc.yaml", *held_by_git(this)[1:]], on_line)
 
 
+def altered(this: Round) -> list[str]:
+    """Files here that are not as recorded, as `dvc status` finds them; those that are not here at all do not count."""
+    text = dvc.dvc(this.root, "status", "--json", f"{this.folder}/dvc.yaml", *held_by_git(this)[1:])
+    said = json.loads(text[text.index("{") :])  # warnings may stand before it
+    changes = [change for entry in said.values() for change in entry if isinstance(change, dict)]
+    found = {path for change in changes for kind in ("changed deps", "changed outs") for path, what in change.get(kind, {}).items() if what == "modified"}
+    return sorted(found)
+
+
 def require_complete(this: Round) -> None:
     """Raise unless all stages have run."""
     missing = [stage for stage in this.stages if stage not in this.lock]
@@ -320,6 +353,11 @@ def close(this: Round, on_line: OnLine | None = None) -> None:
         WorkspaceError: stages are missing.
     """
     require_complete(this)
+    changed = altered(this)
+    if changed:
+        raise WorkspaceError(
+            f"{this.name} cannot be closed: {', '.join(changed)} changed since its stages ran; `dvc checkout` restores, `rondo run` runs them anew"
+        )
     git.commit(this.root, held_by_git(this), f"Close {this.name}")
     send(this, on_line)
     git.tag(this.root, this.tag, summary(this))
@@ -350,7 +388,6 @@ def run_round(this: Round, run: RunStage, on_line: OnLine | None = None) -> str 
     if missing is not None:
         save(this, f"{this.name}: batch of {this.params.acquire.budget} for labelling", on_line)
         return missing
-    keep_answers(this)
     for stage in AFTER_ANSWERS:
         run(this, stage)
     return None
@@ -377,6 +414,7 @@ def advance(workspace: Workspace, run: RunStage, finish: Callable[[Round], None]
             pool = pools[-1] if pools else open_pool(workspace)
             if pool.name not in workspace.closed():
                 run_pool(pool, run, on_line)
+            fetch_tables(workspace)
             spent = why_spent(workspace)
             if spent:
                 return State(BUDGET_SPENT, f"{spent}; " + (f"closed {', '.join(closed)}" if closed else "nothing to do, nothing changed"))
@@ -424,4 +462,4 @@ def recover(workspace: Workspace) -> None:
             git.commit(workspace.root, [folder], f"Drop {Path(folder).name}")
         elif line.endswith("/params.yaml") and line[:2] in ("??", "A "):
             git.git(workspace.root, "rm", "-r", "--quiet", "--cached", "--ignore-unmatch", "--", folder)
-            shutil.rmtree(workspace.root / folder)
+            remove(workspace, folder)

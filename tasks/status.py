@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tasks.artifacts import Estimate, IngestReport, Metrics
+from tasks.errors import ArtifactError
 from tasks.rounds import open_state, remaining, why_spent
 from tasks.workspace import Round, Workspace
 
@@ -52,7 +53,10 @@ def what_next(workspace: Workspace, closed: set[str]) -> str:
         return f"{unfinished[-1].name}: {open_state(unfinished[-1], long=True)}"
     if not workspace.all("pools"):
         return "`rondo cycle` takes in the source, trains an encoder and opens the first round"
-    spent = why_spent(workspace)
+    try:
+        spent = why_spent(workspace)
+    except ArtifactError as error:
+        return f"`rondo cycle` goes on; how much is unlabelled cannot be told here: {error}"
     if spent:
         return f"nothing: {spent}"
     left = remaining(workspace, workspace.params)

@@ -153,7 +153,7 @@ def dvc_yaml(stages: Sequence[str] | None = None, source: dict[str, Any] | None 
 def ignored() -> str:
     """`.gitignore`: every output that DVC holds, written by hand so that a failing `dvc repro` cannot take entries back."""
     # not /answers/*/, which DVC takes to mean answers/ itself, and then overlooks answers/r001.dvc
-    lines = {"/.rondo/", "/example/", "/answers/r*/", ".*.partial/", "/rounds/*/report.html"}
+    lines = {"/.rondo/", "/example/", "/answers/r*/", ".*.partial", "/rounds/*/report.html"}
     for stage in all_stages():
         for artifact in stage.writes.values():
             if not artifact.in_git:
