@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -56,7 +57,7 @@ def leftovers(workspace: Workspace) -> list[str]:
     root = workspace.root
     found = [path for pattern in ("**/*.partial", "**/*.partial/", "**/*.tmp", ".git/*.lock", ".git/refs/**/*.lock") for path in root.glob(pattern)]
     rwlock = root / ".dvc/tmp/rwlock"
-    if rwlock.exists() and rwlock.read_text().strip() not in ("", "{}"):
+    if rwlock.exists() and any(json.loads(rwlock.read_text() or "{}").values()):  # DVC leaves {"write": {}} behind
         found.append(rwlock)
     if (workspace.private / "lock").read_text():
         found.append(workspace.private / "lock")

@@ -15,6 +15,7 @@ import yaml
 from tasks import dvc, git, rounds
 from tasks.artifacts import Known, Labels, Manifest, Metrics, Selection
 from tasks.errors import AnswersError, ParamsError, WorkspaceError
+from tasks.lock import locked
 from tasks.models import Model
 from tasks.reproduce import reproduce
 from tasks.signals import Signals
@@ -155,6 +156,34 @@ def test_missing_answers_are_waited_for_and_then_taken(with_pool: Begun) -> None
     assert (report["labelled"], report["by_annotator"]) == (12, {"anna": 12})
 
 
+def test_another_machine_takes_a_waiting_round_as_it_is(with_pool: Begun, tmp_path: Path) -> None:
+    workspace = with_pool(**{"import-labels": {"labeller": "files"}, "programme": {"budget": 12}})
+    state = advance(workspace)
+    elsewhere = Workspace(tmp_path / "elsewhere" / "workspace")
+    git.git(tmp_path, "clone", "--quiet", str(workspace.root), str(elsewhere.root))
+    shutil.copytree(workspace.root.parent / "remote", elsewhere.root.parent / "remote")
+    assert advance(elsewhere) == state
+    assert head(elsewhere) == head(workspace)  # nothing was made again: not even the times in environment.json moved
+    assert git.changes(elsewhere.root) == []
+    for name in ("selection.parquet", "batch/batch.csv"):
+        assert (elsewhere.root / "rounds/r001" / name).read_bytes() == (workspace.root / "rounds/r001" / name).read_bytes()
+
+
+def test_a_round_whose_answers_changed_after_import_is_not_closed(with_pool: Begun) -> None:
+    workspace = with_pool(**{"import-labels": {"labeller": "files"}, "programme": {"budget": 12}})
+    advance(workspace)
+    answer(workspace, "r001")
+    this = workspace.find_round("r001")
+    for stage in ("import-labels", "retrain"):
+        rounds.run_stage(this, stage)
+    assert (workspace.root / "answers/r001.dvc").exists()
+    path = workspace.root / "answers/r001/anna.csv"
+    path.write_text(path.read_text("utf-8").replace("anna", "annb", 1), "utf-8")
+    with pytest.raises(WorkspaceError, match=r"r001 cannot be closed: answers/r001 changed since its stages ran"):
+        rounds.close(this)
+    assert "r001" not in workspace.closed()
+
+
 def test_answers_that_cannot_be_read_stop_the_cycle_and_stay(with_pool: Begun) -> None:
     workspace = with_pool(**{"import-labels": {"labeller": "files"}})
     advance(workspace)
@@ -251,6 +280,18 @@ def test_a_half_opened_round_is_opened_again(with_pool: Begun) -> None:
     (workspace.root / "rounds/r001/params.yaml").write_text("round: half", "utf-8")
     assert advance(workspace).name == rounds.BUDGET_SPENT
     assert workspace.closed() == {"p001", "r001"}
+
+
+def test_a_lock_file_that_was_cut_in_half_is_put_back(finished: Workspace) -> None:
+    path = finished.root / "rounds/r002/dvc.lock"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    with locked(finished):
+        pass
+    assert path.read_bytes() == whole[:100]  # the last holder ended well, so this is somebody's own doing
+    (finished.private / "lock").write_text("12345")  # killed
+    with locked(finished):
+        assert path.read_bytes() == whole
 
 
 # ---- reproduce -------------------------------------------------------------------------------------------------------------
