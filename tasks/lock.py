@@ -56,12 +56,14 @@ def clean_up(workspace: Workspace) -> None:
 
 
 def readable(path: Path) -> bool:
-    """Whether the file is YAML with the keys that DVC's files have."""
+    """Whether one of DVC's files is whole: every stage has its command, every file its path and hash."""
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
+        stages = content["stages"].values() if "stages" in content else [{"cmd": "", "outs": content["outs"]}]
+        files = [file for stage in stages for key in ("deps", "outs") for file in stage.get(key, [])]
+        return all("cmd" in stage for stage in stages) and all("path" in file and len(file["md5"]) >= 32 for file in files)
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError):
         return False
-    return isinstance(content, dict) and ("stages" in content or "outs" in content)
 
 
 def git_files(workspace: Workspace) -> set[str]:
