@@ -37,7 +37,7 @@ check: setup  ## style, types, layers
 	$(BIN)/lint-imports
 
 lock: setup  ## resolve the dependencies anew
-	$(BIN)/uv pip compile --universal --generate-hashes --no-emit-index-url --no-annotate --python-version 3.11 --group dev pyproject.toml -o requirements.lock --upgrade
+	$(BIN)/uv pip compile --universal --generate-hashes --no-annotate --no-header --python-version 3.11 --group dev pyproject.toml -o requirements.lock --upgrade
 
 clean:
 	rm -rf $(VENV) $(DEMO) example
