@@ -346,14 +346,14 @@ def require_complete(this: Round) -> None:
         raise WorkspaceError(f"{this.name} cannot be closed: {', '.join(missing)} did not run yet; `rondo run` runs what can run")
 
 
-def close(this: Round, on_line: OnLine | None = None) -> None:
-    """Commit, push and tag; the tag comes last, so that a closed round is whole.
+def close(this: Round, on_line: OnLine | None = None, *, just_run: bool = False) -> None:
+    """Commit, push and tag; the tag comes last, so that a closed round is whole. Stages that have `just_run` are not looked at once more.
 
     Raises:
         WorkspaceError: stages are missing.
     """
     require_complete(this)
-    changed = altered(this)
+    changed = [] if just_run else altered(this)
     if changed:
         raise WorkspaceError(
             f"{this.name} cannot be closed: {', '.join(changed)} changed since its stages ran; `dvc checkout` restores, `rondo run` runs them anew"
@@ -377,7 +377,7 @@ def run_pool(pool: Round, run: RunStage, on_line: OnLine | None = None) -> None:
     """All of a pool: its stages, then close."""
     for stage in POOL_STAGES:
         run(pool, stage)
-    close(pool, on_line)
+    close(pool, on_line, just_run=True)
 
 
 def run_round(this: Round, run: RunStage, on_line: OnLine | None = None) -> str | None:
@@ -423,7 +423,7 @@ def advance(workspace: Workspace, run: RunStage, finish: Callable[[Round], None]
         if missing is not None:
             return State(AWAITING_LABELS, missing)
         finish(this)
-        close(this, on_line)
+        close(this, on_line, just_run=True)
         closed.append(this.name)
 
 
