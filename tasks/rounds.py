@@ -350,7 +350,7 @@ def close(this: Round, on_line: OnLine | None = None, *, just_run: bool = False)
     """Commit, push and tag; the tag comes last, so that a closed round is whole. Stages that have `just_run` are not looked at once more.
 
     Raises:
-        WorkspaceError: stages are missing.
+        WorkspaceError: stages are missing, or files changed since they ran.
     """
     require_complete(this)
     changed = [] if just_run else altered(this)
