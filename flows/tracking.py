@@ -243,7 +243,7 @@ def hashes(this: Round, stage: str) -> dict[str, str]:
 
 def counts(this: Round, stage: str) -> dict[str, float]:
     """Seconds of the stage where they were measured, bytes it wrote, and the numbers of its report."""
-    recorded = environment_of(this).get(stage, {})
+    recorded = environment.load(this.path).get(stage, {})
     numbers = {"seconds": float(recorded["seconds"])} if "seconds" in recorded else {}
     numbers["output_bytes"] = float(sum(item["size"] for item in this.lock[stage].get("outs", [])))
     if stage == "acquire":
@@ -254,13 +254,6 @@ def counts(this: Round, stage: str) -> dict[str, float]:
         numbers |= {key: float(getattr(imported, key)) for key in ("batch", "labelled", "skipped", "unanswered")}
         numbers["rejected"] = float(sum(imported.rejected.values()))
     return numbers
-
-
-def environment_of(this: Round) -> dict[str, dict[str, Any]]:
-    """What `environment.json` says of each stage; empty where it is missing."""
-    path = this.path / environment.FILE
-    stages: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8"))["stages"] if path.exists() else {}
-    return stages
 
 
 def curve(workspace: Workspace, this: Round, model: str) -> list[Metric]:

@@ -51,7 +51,7 @@ def nvidia_devices() -> list[str]:
 
 
 def record(folder: Path, stage: str, seconds: float) -> None:
-    """Note that a stage ran here and how long it took, in `folder/environment.json`."""
+    """Note on what a stage ran and how long it took, in `folder/environment.json`."""
     path = folder / FILE
     content = {"stages": load(folder) | {stage: {"seconds": round(seconds, 2), **describe()}}}
     beside = folder / f".{FILE}.partial"
@@ -60,15 +60,10 @@ def record(folder: Path, stage: str, seconds: float) -> None:
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """The records by stage; a stage that was run by hand has none."""
+    """The records by stage; one whose outputs DVC took from its run cache has none."""
     path = folder / FILE
     stages: dict[str, Any] = json.loads(path.read_text("utf-8"))["stages"] if path.exists() else {}
     return stages
-
-
-def has(folder: Path, stage: str) -> bool:
-    """Whether the stage is on record."""
-    return stage in load(folder)
 
 
 def differences(here: dict[str, Any], there: dict[str, Any]) -> list[str]:

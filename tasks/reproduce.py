@@ -84,8 +84,8 @@ def replay(this: Round, on_line: Callable[[str], None]) -> Comparison:
         dvc.fetch_missing(this.root, inputs(this, stage), on_line)
         dvc.repro(this.root, this.folder, stage, "--force", "--no-run-cache", "--no-commit", on_line=on_line)
     rows = compare(recorded, this.lock)
-    here = environment.describe()
-    differing = sorted({line for record in then.values() for line in environment.differences(here, record)})
+    here = environment.load(this.path)  # as the replayed stages noted it
+    differing = sorted({line for stage, record in then.items() for line in environment.differences(here[stage], record)})
     return Comparison(this.name, rows, differing)
 
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from tasks import dvc, environment, git
+from tasks import dvc, git
 from tasks.answers import check_classes, read, validate
 from tasks.artifacts import Answers, IngestReport, Labels, Manifest, PreviousLabels, Selection, StartLabels
 from tasks.code_version import code_version
@@ -250,16 +249,12 @@ def open_now(workspace: Workspace) -> Round:
 def run_stage(this: Round, stage: str, on_line: OnLine | None = None) -> bool:
     """Bring one stage of a pool or round up to date, fetching what it reads; False where DVC finds nothing changed and nothing is done."""
     before = this.lock.get(stage)
-    started = time.monotonic()
     if stage == AFTER_ANSWERS[0]:
         keep_answers(this)
     fetch_made(this, stage, on_line)
     dvc.fetch_missing(this.root, inputs(this, stage), on_line)
     dvc.repro(this.root, this.folder, stage, on_line=on_line)
-    if this.lock.get(stage) == before and environment.has(this.path, stage):
-        return False
-    environment.record(this.path, stage, time.monotonic() - started)
-    return True
+    return this.lock.get(stage) != before
 
 
 def fetch_made(this: Round, stage: str, on_line: OnLine | None) -> None:

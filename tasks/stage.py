@@ -12,11 +12,13 @@ import errno
 import importlib
 import re
 import shutil
+import time
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tasks import environment
 from tasks.artifacts import Artifact
 from tasks.code_version import code_version
 from tasks.errors import ArtifactError, WorkspaceError
@@ -105,11 +107,12 @@ def pipeline() -> dict[str, Any]:
 
 
 def execute(name: str, folder: Path) -> None:
-    """Run one stage in a folder that holds `params.yaml`: load its inputs by type, call it, save all outputs or none.
+    """Run one stage in a folder that holds `params.yaml`: load its inputs by type, call it, save all outputs or none, note what it ran on.
 
     Raises:
         RondoError: whatever a user can act on; nothing is written then.
     """
+    started = time.monotonic()
     it = find(name)
     with contextlib.chdir(folder):
         params = Params.load(Path("params.yaml"))
@@ -125,6 +128,7 @@ def execute(name: str, folder: Path) -> None:
                 artifact.save(scratch / files[field].name)
             for path in files.values():
                 replace(scratch / path.name, path)
+            environment.record(Path(), name, time.monotonic() - started)
         except OSError as error:
             raise full_disk(name, scratch.parent) if error.errno == errno.ENOSPC else error from error
         finally:

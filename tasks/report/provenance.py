@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,14 +26,13 @@ def times(facts: Facts) -> Html | None:
     longest = max(about["seconds"] for _, _, about in ran) or 1.0
     rows: list[list[Child]] = [[of, stage, charts.bars([("time", about["seconds"] / longest)]), f"{about['seconds']:,.1f}"] for of, stage, about in ran]
     here = sum(about["seconds"] for of, _, about in ran if of == facts.name)
-    lead = f"This round's stages took {here:,.1f} s, DVC's own work around them included; those of {facts.pool.name} serve all rounds over it."
+    lead = f"This round's stages took {here:,.1f} s, DVC's own work around them not counted; those of {facts.pool.name} serve all rounds over it."
     return section("Stage times", table(["of", "stage", "time", ">seconds"], rows, "times"), machines(ran), lead=lead)
 
 
 def stages_of(of: Round) -> list[Ran]:
     """What `environment.json` says of the stages, in pipeline order."""
-    path = of.path / environment.FILE
-    recorded = json.loads(path.read_text("utf-8"))["stages"] if path.exists() else {}
+    recorded = environment.load(of.path)
     return [(of.name, stage, recorded[stage]) for stage in of.stages if stage in recorded]
 
 

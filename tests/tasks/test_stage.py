@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tasks import acquire, stage
+from tasks import acquire, environment, rounds, stage
 from tasks.artifacts import Selection
 from tasks.errors import ArtifactError, WorkspaceError
 from tasks.stage import all_stages, find, pipeline
@@ -64,6 +64,17 @@ def test_a_stage_run_again_writes_the_same_bytes(finished: Workspace) -> None:
     before = (this.path / "selection.parquet").read_bytes()
     stage.execute("acquire", this.path)
     assert (this.path / "selection.parquet").read_bytes() == before
+
+
+def test_a_stage_itself_notes_what_it_ran_on_so_that_killing_dvc_after_it_loses_nothing(finished: Workspace) -> None:
+    this = finished.find_round("r002")
+    (this.path / environment.FILE).unlink()
+    stage.execute("acquire", this.path)
+    noted = environment.load(this.path)
+    assert noted["acquire"]["seconds"] > 0
+    assert noted.keys() == {"acquire"}
+    assert not rounds.run_stage(this, "acquire")
+    assert environment.load(this.path) == noted  # DVC found nothing to do: the times are still those of the stage
 
 
 def test_a_stage_that_fails_leaves_the_old_files_and_no_scratch(finished: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
