@@ -9,8 +9,10 @@ from tasks.params import Acquire, ImportLabels, Ingest, Params, Pretrain, Progra
 
 # digits and letters: no colour, no mirror images. On the 1,797 digits 15 epochs take half a minute on 2 cores, and more gain little
 GREY = Pretrain(encoder="small", image_size=16, epochs=15, batch_size=64, temperature=0.5, min_crop=0.5, color=0.0, flip=False, rotate=15.0)
-SMALL = Pretrain(encoder="small", image_size=32, epochs=40, batch_size=64, temperature=0.5, min_crop=0.25)
-PHOTOS = Pretrain(encoder="resnet18", image_size=64, epochs=20, batch_size=128, learning_rate=0.001, temperature=0.5)
+# photographs: stronger colour jitter and crops and a lower temperature than the defaults, as linear probes on 100 to 300 labels of 2,003 clothes had it
+SMALL = Pretrain(encoder="small", image_size=32, epochs=40, batch_size=64, temperature=0.2, min_crop=0.2, color=0.8)
+PHOTOS = Pretrain(encoder="resnet18", image_size=64, epochs=20, batch_size=128, learning_rate=0.001, temperature=0.2, min_crop=0.2, color=0.8)
+PHOTOS_L2 = 0.03  # their features are noisier than those of digits: at 100 to 300 labels less overfits
 TINY_SETS = {"torchvision://cifar10": SMALL, "torchvision://cifar100": SMALL}
 DIGITS = list("0123456789")
 GREY_SETS = ("example://digits", "torchvision://mnist", "torchvision://fashionmnist", "torchvision://kmnist")
@@ -45,7 +47,7 @@ def starting_params(
             "ingest": Ingest(source=settled(source)).model_dump() | {"labels": labels},
             "pretrain": pretrain.model_dump(),
             "acquire": Acquire(budget=budget).model_dump(),
-            "retrain": Retrain(flip=pretrain.flip).model_dump(),
+            "retrain": (Retrain(flip=pretrain.flip, l2=PHOTOS_L2) if pretrain.color else Retrain(flip=pretrain.flip)).model_dump(),
             "import-labels": ImportLabels().model_dump() | {"labeller": labeller},
         },
         "rondo init",
