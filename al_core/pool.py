@@ -17,22 +17,30 @@ Array = TypeVar("Array", Floats, Rows)
 Present = TypeVar("Present")
 
 BLOCK_VALUES = 2**20  # float64 values in one block of a streamed signal: 8 MB
+SUM_TOLERANCE = 0.01  # by which a row of probabilities may miss 1: float16 errs by less, logits by more
 
 
 @dataclass(frozen=True)
 class Signal:
     """Where something that a method reads comes from."""
 
-    made_by: str  # the stage, and how to ask for it
-    from_model: bool  # takes a trained model, so the first round cannot have it
+    made_by: str  # the stage, and how to ask for it; or who alone can know it
+    from_model: bool = False  # takes a trained model, so the first round cannot have it
+    in_rounds: bool = True  # a round can have it; if not, only callers of al_core can give it
 
 
 SIGNALS = {
-    "embeddings": Signal("stage `embed` makes them: name them in embed.signals", from_model=False),
+    "embeddings": Signal("stage `embed` makes them: name them in embed.signals"),
     "logits": Signal("stage `embed` makes them with a trained model: name them in embed.signals", from_model=True),
-    "head": Signal("stage `embed` copies it from a trained model: name it in embed.signals", from_model=True),
-    "labels": Signal("stage `import-labels` makes them from answers", from_model=False),
+    "head": Signal("stage `embed` copies it from a trained model", from_model=True),
+    "mc_probs": Signal("stage `embed` would make them from a model with dropout, which no stage trains yet", from_model=True, in_rounds=False),
+    "predicted_loss": Signal("stage `embed` would make it from a model that predicts its loss, which no stage trains yet", from_model=True, in_rounds=False),
+    "discriminator": Signal("stage `embed` would make it from a discriminator, which no stage trains yet", from_model=True, in_rounds=False),
+    "labels": Signal("stage `import-labels` makes them from answers"),
+    "groups": Signal("no stage makes them: give them to Pool yourself", in_rounds=False),
+    "truth": Signal("nobody knows it before the images are labelled: only a backtest over labelled data has it", in_rounds=False),
 }
+ROWS_AXIS = {"embeddings": 0, "logits": 0, "mc_probs": 1, "predicted_loss": 0, "discriminator": 0}  # of the arrays of floats that have a row an image
 
 
 class Pool:
@@ -41,17 +49,23 @@ class Pool:
     Signals stay where they lie: a memory map is read in blocks and never copied whole. Neither a pool nor, through it, a signal can be changed.
 
     Args:
-        embeddings: (n, d) float16, float32 or float64.
-        logits: (n, classes) float16, float32 or float64.
+        embeddings: (n, d) float16, float32 or float64, like every array of numbers here.
+        logits: (n, classes).
         head: weight (classes, d) and bias (classes,) of the layer that makes logits from embeddings.
+        mc_probs: (passes, n, classes) class probabilities of several stochastic passes, as under MC dropout; each row sums to 1.
+        predicted_loss: (n,) what a loss prediction module expects the loss to be; only its order means something.
+        discriminator: (n,) probability of being labelled, as a discriminator between labelled and unlabelled images sees it.
         labeled: distinct rows whose labels are known. Never picked; methods that spread their picks keep away from them.
         labels: class numbers, from 0, of `labeled`, in its order.
+        groups: (n,) a number an image, such as its camera, for quotas.
+        truth: (n,) class number of every image; for methods that only backtests can run.
         excluded: distinct rows that are neither picked nor known, as if they were not there: test and validation images, images that people
             could not label, images that another arm has taken.
+        device: torch's name of where methods compute what is worth it: "cpu", "cuda", "cuda:1".
 
     Raises:
         ValueError: naming the argument: no signal with a row an image, shapes that disagree, a type that is not expected, NaN or infinity
-            (with the first row), rows that are out of range, repeated, or both labelled and excluded.
+            (with the first row), probabilities that do not sum to 1, rows that are out of range, repeated, or both labelled and excluded.
     """
 
     def __init__(
@@ -60,24 +74,41 @@ class Pool:
         embeddings: Floats | None = None,
         logits: Floats | None = None,
         head: tuple[Floats, Floats] | None = None,
+        mc_probs: Floats | None = None,
+        predicted_loss: Floats | None = None,
+        discriminator: Floats | None = None,
         labeled: Sequence[int] | Rows = (),
         labels: Sequence[int] | Rows | None = None,
+        groups: Sequence[int] | Rows | None = None,
+        truth: Sequence[int] | Rows | None = None,
         excluded: Sequence[int] | Rows = (),
+        device: str = "cpu",
     ) -> None:
         self._embeddings = None if embeddings is None else checked("embeddings", embeddings, ndim=2)
         self._logits = None if logits is None else checked("logits", logits, ndim=2)
         self._head = None if head is None else (checked("head weight", head[0], ndim=2), checked("head bias", head[1], ndim=1))
+        self._mc_probs = None if mc_probs is None else probabilities("mc_probs", checked("mc_probs", mc_probs, ndim=3))
+        self._predicted_loss = None if predicted_loss is None else checked("predicted_loss", predicted_loss, ndim=1)
+        self._discriminator = None if discriminator is None else checked("discriminator", discriminator, ndim=1)
         self._size = self._agreed_size()
         labeled = row_numbers("labeled", labeled, self._size)
         order = np.argsort(labeled)
         self._labeled = read_only(labeled[order])
-        self._labels = None if labels is None else read_only(class_numbers(labels, len(labeled))[order])
+        self._labels = None if labels is None else read_only(numbered("labels", labels, len(labeled), "labelled row, in the order of `labeled`")[order])
+        self._groups = None if groups is None else read_only(numbered("groups", groups, self._size, "row"))
+        self._truth = None if truth is None else read_only(numbered("truth", truth, self._size, "row"))
+        self._device = device
         self._exclude(row_numbers("excluded", excluded, self._size))
 
     @property
     def size(self) -> int:
         """Number of rows, n."""
         return self._size
+
+    @property
+    def device(self) -> str:
+        """Where methods compute what is worth it, as torch names it."""
+        return self._device
 
     @property
     def embeddings(self) -> Floats:
@@ -95,9 +126,34 @@ class Pool:
         return present("head", self._head)
 
     @property
+    def mc_probs(self) -> Floats:
+        """(passes, n, classes)."""
+        return present("mc_probs", self._mc_probs)
+
+    @property
+    def predicted_loss(self) -> Floats:
+        """(n,); high means a high loss is expected."""
+        return present("predicted_loss", self._predicted_loss)
+
+    @property
+    def discriminator(self) -> Floats:
+        """(n,); low means that an image looks unlike the labelled ones."""
+        return present("discriminator", self._discriminator)
+
+    @property
     def labels(self) -> Rows:
         """(labelled,) class numbers of `labeled`, in its order."""
         return present("labels", self._labels)
+
+    @property
+    def groups(self) -> Rows:
+        """(n,) group numbers."""
+        return present("groups", self._groups)
+
+    @property
+    def truth(self) -> Rows:
+        """(n,) class numbers of all rows."""
+        return present("truth", self._truth)
 
     @property
     def labeled(self) -> Rows:
@@ -117,13 +173,16 @@ class Pool:
     @property
     def signals(self) -> tuple[str, ...]:
         """Names of the signals that the pool has, as in SIGNALS."""
-        values = {"embeddings": self._embeddings, "logits": self._logits, "head": self._head, "labels": self._labels}
-        return tuple(name for name, value in values.items() if value is not None)
+        return tuple(name for name in SIGNALS if getattr(self, f"_{name}") is not None)
 
     def without(self, rows: Sequence[int] | Rows) -> Pool:
-        """The same pool with these rows excluded too. Shares the signals and checks none of them again, so it costs next to nothing."""
+        """The same pool with these rows excluded too, labelled ones among them. Shares the signals and checks none of them again, so it costs little."""
+        rows = row_numbers("rows", rows, self._size)
         smaller = copy.copy(self)
-        smaller._exclude(np.union1d(self._excluded, row_numbers("rows", rows, self._size)))
+        kept = ~np.isin(self._labeled, rows)
+        smaller._labeled = read_only(self._labeled[kept])
+        smaller._labels = None if self._labels is None else read_only(self._labels[kept])
+        smaller._exclude(np.union1d(self._excluded, rows))
         return smaller
 
     def __repr__(self) -> str:
@@ -140,20 +199,21 @@ class Pool:
         self._available = read_only(np.flatnonzero(available).astype(np.int64))
 
     def _agreed_size(self) -> int:
-        by_row = {name: array for name, array in (("embeddings", self._embeddings), ("logits", self._logits)) if array is not None}
-        if not by_row:
-            raise ValueError("a pool needs embeddings (n, d) or logits (n, classes); it got neither")
-        sizes = {name: len(array) for name, array in by_row.items()}
-        if len(set(sizes.values())) > 1:
-            raise ValueError(f"embeddings have {sizes['embeddings']} rows but logits have {sizes['logits']}; row i of each must be the same image")
+        sizes = {name: getattr(self, f"_{name}").shape[axis] for name, axis in ROWS_AXIS.items() if getattr(self, f"_{name}") is not None}
+        if not sizes:
+            raise ValueError(f"a pool needs a signal with a row an image and got none; give one of {', '.join(ROWS_AXIS)}")
+        (first, size), *others = sizes.items()
+        for name, other in others:
+            if other != size:
+                raise ValueError(f"{first} have {size} rows but {name} have {other}; row i of each must be the same image")
         if self._head is not None:
             weight, bias = self._head
             if len(weight) != len(bias):
                 raise ValueError(f"head weight has {len(weight)} classes but head bias has {len(bias)}")
-            for name, axis, unit in (("logits", 0, "classes"), ("embeddings", 1, "dimensions")):
-                if name in by_row and weight.shape[axis] != by_row[name].shape[1]:
-                    raise ValueError(f"head weight has {weight.shape[axis]} {unit} but {name} have {by_row[name].shape[1]}")
-        return next(iter(sizes.values()))
+            for name, signal, axis, unit in (("logits", self._logits, 0, "classes"), ("embeddings", self._embeddings, 1, "dimensions")):
+                if signal is not None and weight.shape[axis] != signal.shape[1]:
+                    raise ValueError(f"head weight has {weight.shape[axis]} {unit} but {name} have {signal.shape[1]}")
+        return int(size)
 
 
 def blocks(array: Floats | Rows, *, width: int = 1) -> Iterator[slice]:
@@ -176,11 +236,13 @@ def checked(name: str, array: Floats, *, ndim: int) -> Floats:
         raise ValueError(f"{name} is {array.dtype} {array.shape}; {expected}")
     if 0 in array.shape:
         raise ValueError(f"{name} is empty: its shape is {array.shape}")
-    for block in blocks(array):
-        finite = np.isfinite(array[block])
-        if not finite.all():
-            at = tuple(np.argwhere(~finite)[0])
-            raise ValueError(f"{name} holds {array[block][at]} in row {block.start + at[0]}; every value must be finite: mend what made it")
+    for number, part in enumerate(array if ndim == 3 else [array]):
+        for block in blocks(part):
+            finite = np.isfinite(part[block])
+            if not finite.all():
+                at = tuple(np.argwhere(~finite)[0])
+                where = f"row {block.start + at[0]}" + (f" of pass {number}" if ndim == 3 else "")
+                raise ValueError(f"{name} holds {part[block][at]} in {where}; every value must be finite: mend what made it")
     return read_only(array)
 
 
@@ -197,13 +259,27 @@ def row_numbers(name: str, rows: Sequence[int] | Rows, size: int) -> Rows:
     return array
 
 
-def class_numbers(labels: Sequence[int] | Rows, expected: int) -> Rows:
-    """One class number from 0 for each labelled row, as int64."""
-    array = integers("labels", labels, "class numbers")
+def numbered(name: str, values: Sequence[int] | Rows, expected: int, what: str) -> Rows:
+    """One number from 0 for each of so many things, as int64."""
+    array = integers(name, values, "whole numbers from 0")
     if len(array) != expected:
-        raise ValueError(f"labels holds {len(array)} classes for {expected} labelled rows; it must name the class of each, in the order of `labeled`")
+        raise ValueError(f"{name} holds {len(array)} numbers; expected {expected}, one for each {what}")
     if len(array) and array.min() < 0:
-        raise ValueError(f"labels holds {array.min()}; classes are numbered from 0")
+        raise ValueError(f"{name} holds {array.min()}; expected whole numbers from 0")
+    return array
+
+
+def probabilities(name: str, array: Floats) -> Floats:
+    """The (passes, n, classes) array, if it holds class probabilities."""
+    for number, one in enumerate(array):
+        for block in blocks(one):
+            part = one[block].astype(np.float64)
+            wrong = (np.abs(part.sum(axis=1) - 1) > SUM_TOLERANCE) | (part < 0).any(axis=1)
+            if wrong.any():
+                row = int(np.argmax(wrong))
+                raise ValueError(
+                    f"{name} holds {part[row]} in pass {number}, row {block.start + row}; expected probabilities that sum to 1: softmax the logits first"
+                )
     return array
 
 

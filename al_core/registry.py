@@ -13,26 +13,17 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
-import numpy as np
-
-from al_core.pool import SIGNALS, Pool
-from al_core.selection import Selection
+from al_core.composition import Composed, Composition
+from al_core.pool import SIGNALS
+from al_core.ranking import Ranking
+from al_core.selection import Method
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 ENTRY_POINTS = "rondo.methods"
-RESERVED = ("name", "pool", "budget", "seed")  # what `select` takes itself
-
-
-class Method(Protocol):
-    """Picks `budget` distinct available rows of a pool, in order; every random choice comes from the generator."""
-
-    def __call__(self, pool: Pool, budget: int, rng: np.random.Generator) -> Selection: ...
-
-
 M = TypeVar("M", bound=Method)
 
 
@@ -41,7 +32,7 @@ class Parameter:
     """A field of a method."""
 
     name: str
-    type: object  # bool, int, float, str, a Literal, or a union of these and None
+    type: object  # bool, int, float, str, a Literal, a frozen dataclass of such (in params.yaml a mapping), or a union of these and None
     default: object
     meaning: str
 
@@ -62,6 +53,11 @@ class Card:
     summary: str
     parameters: tuple[Parameter, ...]
     kind: type[Method]
+
+    @property
+    def ranks(self) -> bool:
+        """Whether it scores rows one by one, so that every composition can be laid over it; over others, partitions alone."""
+        return issubclass(self.kind, Ranking)
 
     @property
     def needs_model(self) -> bool:
@@ -108,7 +104,7 @@ def method(
             when=when,
             stochastic=stochastic,
             summary=(kind.__doc__ or "").split("\n")[0],
-            parameters=fields_of(name, kind),
+            parameters=declared(name, kind),
             kind=kind,
         )
         return kind
@@ -116,17 +112,28 @@ def method(
     return register
 
 
-def fields_of(name: str, kind: type[Method]) -> tuple[Parameter, ...]:
-    """The parameters that a method's fields declare; `field(metadata={"meaning": ...})` says what one does."""
+def declared(name: str, kind: type[Method]) -> tuple[Parameter, ...]:
+    """The parameters that a method's fields declare."""
     if not dataclasses.is_dataclass(kind) or not kind.__dataclass_params__.frozen:
         raise TypeError(f"method {name!r} is no frozen dataclass; put @dataclass(frozen=True) below @method")
+    found = parameters_of(kind)
+    for each in found:
+        if each.name in RESERVED:
+            raise TypeError(f"method {name!r} has a parameter {each.name!r}; `select` takes {', '.join(RESERVED)} itself")
+        if not fits(each.default, each.type):
+            raise TypeError(f"parameter {each.name!r} of method {name!r} needs a default that is {spelled(each.type)}")
+    return found
+
+
+def parameters_of(kind: type) -> tuple[Parameter, ...]:
+    """The fields of a dataclass; `field(metadata={"meaning": ...})` says what one does."""
     hints = typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        if field.name in RESERVED:
-            raise TypeError(f"method {name!r} has a parameter {field.name!r}; `select` takes {', '.join(RESERVED)} itself")
-        if not fits(field.default, hints[field.name]):
-            raise TypeError(f"parameter {field.name!r} of method {name!r} needs a default that is {spelled(hints[field.name])}")
     return tuple(Parameter(field.name, hints[field.name], field.default, field.metadata.get("meaning", "")) for field in dataclasses.fields(kind))
+
+
+COMPOSITION = parameters_of(Composition)
+OVER_ANY = ("partitions",)  # of these, what any method bears; the others only one that ranks
+RESERVED = ("name", "pool", "budget", "seed", *(parameter.name for parameter in COMPOSITION))  # what `select` takes itself
 
 
 def methods() -> tuple[Card, ...]:
@@ -159,29 +166,63 @@ def card(name: str) -> Card:
 
 
 def build(name: str, params: Mapping[str, object]) -> Method:
-    """The method of that name with these parameters, defaults for the rest.
+    """The method of that name with these parameters, its own and those of a `Composition`; defaults for the rest.
 
     Raises:
-        ValueError: unknown method or parameter (names the nearest), or a value of the wrong type or out of range.
+        ValueError: unknown method or parameter (names the nearest), a value of the wrong type or out of range, or a composition that needs
+            scores over a method that picks whole batches.
     """
     if not isinstance(name, str):
         raise ValueError(f"the method's name is {name!r}; expected text")
-    known = {parameter.name: parameter for parameter in card(name).parameters}
-    for key, value in params.items():
-        if key not in known:
-            raise ValueError(f"{name} has no parameter {key!r}; {nearest(key, known, 'it takes')}")
-        if not fits(value, known[key].type):
-            raise ValueError(f"{name}.{key} is {value!r}; expected {spelled(known[key].type)}")
+    it = card(name)
+    outer = {each.name: each for each in COMPOSITION if it.ranks or each.name in OVER_ANY}
+    known = outer | {each.name: each for each in it.parameters}
+    for each in COMPOSITION:
+        if each.name in params and each.name not in known:
+            ranking = ", ".join(other.name for other in methods() if other.ranks)
+            raise ValueError(f"{name} picks whole batches, so {each.name} cannot be laid over it; methods that rank row by row: {ranking}")
+    arguments = {key: argument(name, key, value, known) for key, value in params.items()}
     try:
-        return card(name).kind(**{key: widened(value, known[key].type) for key, value in params.items()})
-    except ValueError as error:  # from the method's own __post_init__
+        method = it.kind(**{key: value for key, value in arguments.items() if key not in outer})
+        composition = Composition(**{key: value for key, value in arguments.items() if key in outer})  # type: ignore[arg-type]  # checked by `argument`
+    except ValueError as error:  # from a __post_init__
         raise ValueError(f"{name}: {error}") from error
+    return method if composition == Composition() else Composed(method, composition)
+
+
+def argument(where: str, key: str, value: object, known: Mapping[str, Parameter]) -> object:
+    """A parameter's value as its field takes it: mappings become dataclasses, an int that stands for a float becomes one."""
+    if key not in known:
+        raise ValueError(f"{where} has no parameter {key!r}; {nearest(key, known, 'it takes')}")
+    kind = known[key].type
+    nested = next((option for option in options(kind) if dataclasses.is_dataclass(option)), None)
+    if isinstance(nested, type) and isinstance(value, Mapping):
+        inner = {parameter.name: parameter for parameter in parameters_of(nested)}
+        return nested(**{each: argument(f"{where}.{key}", each, given, inner) for each, given in value.items()})
+    if not fits(value, kind):
+        raise ValueError(f"{where}.{key} is {value!r}; expected {spelled(kind)}")
+    return float(value) if type(value) is int and float in options(kind) else value
 
 
 def parameters(built: Method) -> dict[str, object]:
-    """A method as `params.yaml` writes it, with every parameter explicit: its name, then its fields."""
-    name = next(each.name for each in REGISTRY.values() if each.kind is type(built))
-    return {"name": name} | {parameter.name: getattr(built, parameter.name) for parameter in card(name).parameters}
+    """A method as `params.yaml` writes it: its name, each of its parameters, and what of a composition is laid over it."""
+    method, composition = (built.method, built.composition) if isinstance(built, Composed) else (built, Composition())
+    name = next(each.name for each in REGISTRY.values() if each.kind is type(method))
+    own = {parameter.name: getattr(method, parameter.name) for parameter in card(name).parameters}
+    changed = {each.name: getattr(composition, each.name) for each in COMPOSITION if getattr(composition, each.name) != each.default}
+    return {"name": name} | {key: plain(value) for key, value in (own | changed).items()}
+
+
+def plain(value: object) -> object:
+    """A parameter's value as `params.yaml` writes it."""
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+
+
+def needs(built: Method) -> tuple[str, ...]:
+    """Signals that a method and its composition read."""
+    method, composition = (built.method, built.composition) if isinstance(built, Composed) else (built, Composition())
+    own = next(each.needs for each in REGISTRY.values() if each.kind is type(method))
+    return tuple(dict.fromkeys((*own, *composition.needs)))
 
 
 # ---- the types of parameters ---------------------------------------------------------------------------------------------------
@@ -208,14 +249,16 @@ def is_option(value: object, option: object) -> bool:
     return type(value) is type(option) and value == option
 
 
-def widened(value: object, kind: object) -> object:
-    """The value, made a float where it is an int that stands for one."""
-    return float(value) if type(value) is int and float in options(kind) else value
-
-
 def spelled(kind: object) -> str:
-    """A type as a person writes it: `int | None`, `'sample' | 'farthest'`."""
-    return " | ".join("None" if option is types.NoneType else getattr(option, "__name__", repr(option)) for option in options(kind))
+    """A type as a person writes it: `int | None`, `'sample' | 'farthest'`, `{by: 'embeddings', strength: float}`."""
+    return " | ".join(option_spelled(option) for option in options(kind))
+
+
+def option_spelled(option: object) -> str:
+    """One option of a type."""
+    if isinstance(option, type) and dataclasses.is_dataclass(option):
+        return "{" + ", ".join(f"{parameter.name}: {spelled(parameter.type)}" for parameter in parameters_of(option)) + "}"
+    return "None" if option is types.NoneType else getattr(option, "__name__", repr(option))
 
 
 def nearest(word: object, known: Iterable[str], otherwise: str) -> str:

@@ -7,7 +7,7 @@ import json
 import numpy as np
 
 from al_core.pool import SIGNALS, Pool
-from al_core.registry import build, card
+from al_core.registry import build, needs
 from al_core.seeds import generator
 from al_core.selection import Selection
 
@@ -22,7 +22,7 @@ def select(name: str, pool: Pool, *, budget: int, seed: int, **params: object) -
         pool: what it may look at and pick from.
         budget: picks, at least 1 and at most the rows that are available.
         seed: of every random choice, from 0. Equal seeds give equal picks; two arms of a round need two seeds.
-        params: the method's parameters.
+        params: the method's parameters, and those of `al_core.composition.Composition`.
 
     Raises:
         ValueError: unknown method or parameter, a budget that cannot be met, a signal that the pool lacks.
@@ -33,7 +33,7 @@ def select(name: str, pool: Pool, *, budget: int, seed: int, **params: object) -
             raise ValueError(f"{argument} is {value!r}; expected a whole number from {least}")
     if budget > len(pool.available):
         raise ValueError(f"budget is {budget} but only {len(pool.available)} images are unlabelled; lower it or ingest more")
-    for signal in card(name).needs:
+    for signal in needs(method):
         if signal not in pool.signals:
             raise ValueError(f"{name} reads {signal}, which this pool does not have; {SIGNALS[signal].made_by}")
     selection = method(pool, int(budget), generator(int(seed), "select", name))

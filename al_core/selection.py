@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from al_core.pool import Rows
+from al_core.pool import Pool, Rows
 
 Scores = npt.NDArray[np.float64]
 
@@ -30,6 +31,12 @@ class Selection:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+
+class Method(Protocol):
+    """Picks `budget` distinct available rows of a pool, in order; every random choice comes from the generator."""
+
+    def __call__(self, pool: Pool, budget: int, rng: np.random.Generator) -> Selection: ...
 
 
 def lowest(scores: Scores, budget: int) -> Rows:

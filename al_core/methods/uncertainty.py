@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from al_core.pool import Floats, Pool, blocks
+from al_core.ranking import Ranked, Ranking
 from al_core.registry import method
-from al_core.selection import Scores, Selection, lowest
+from al_core.selection import Scores
 
 NEVER = -1000.0  # log-odds whose exp is 0 in float64, as of everything below -746
 
@@ -59,16 +60,12 @@ def entropy(logits: Floats) -> Scores:
     return np.log1p(others) + surprise / (1 + others)
 
 
-def least_sure(pool: Pool, budget: int, measure: Callable[[Floats], Scores], sign: int) -> Selection:
-    """The available rows where sign * measure is lowest; ties by lowest row. `info["tied"]`: rows left out whose score is the last pick's."""
+def over_available(pool: Pool, measure: Callable[[Floats], Scores]) -> Ranked:
+    """A measure of the logits of every available row."""
     logits = pool.logits
     if logits.shape[1] < 2:
         raise ValueError("logits have 1 class; a model needs at least 2 to be unsure between")
-    scores = np.concatenate([measure(logits[block]) for block in blocks(logits)])[pool.available]
-    picks = lowest(sign * scores, budget)
-    last = scores[picks[-1]]
-    tied = int((scores == last).sum() - (scores[picks] == last).sum())
-    return Selection(pool.available[picks], scores[picks], {"tied": tied})
+    return Ranked(pool.available, np.concatenate([measure(logits[block]) for block in blocks(logits)])[pool.available])
 
 
 @method(
@@ -82,11 +79,14 @@ def least_sure(pool: Pool, budget: int, measure: Callable[[Floats], Scores], sig
     when="with a model that is better than chance and not far too sure of itself; picks are often alike in large batches",
 )
 @dataclass(frozen=True)
-class Confidence:
+class Confidence(Ranking):
     """The rows whose likeliest class is least likely."""
 
-    def __call__(self, pool: Pool, budget: int, rng: np.random.Generator) -> Selection:
-        return least_sure(pool, budget, confidence, sign=1)
+    highest_first = False
+    worst = 1.0
+
+    def rank(self, pool: Pool, rng: np.random.Generator) -> Ranked:
+        return over_available(pool, confidence)
 
 
 @method(
@@ -100,11 +100,14 @@ class Confidence:
     when="first choice once there are some 20 to 50 labels a class; picks are often alike in very large batches",
 )
 @dataclass(frozen=True)
-class Margin:
+class Margin(Ranking):
     """The rows whose two likeliest classes are hardest to tell apart."""
 
-    def __call__(self, pool: Pool, budget: int, rng: np.random.Generator) -> Selection:
-        return least_sure(pool, budget, margin, sign=1)
+    highest_first = False
+    worst = 1.0
+
+    def rank(self, pool: Pool, rng: np.random.Generator) -> Ranked:
+        return over_available(pool, margin)
 
 
 @method(
@@ -118,8 +121,11 @@ class Margin:
     when="where doubt among many classes matters; with many classes it is the weakest of the three in most published comparisons",
 )
 @dataclass(frozen=True)
-class Entropy:
+class Entropy(Ranking):
     """The rows over whose classes the probability is spread most evenly."""
 
-    def __call__(self, pool: Pool, budget: int, rng: np.random.Generator) -> Selection:
-        return least_sure(pool, budget, entropy, sign=-1)
+    highest_first = True
+    worst = 0.0
+
+    def rank(self, pool: Pool, rng: np.random.Generator) -> Ranked:
+        return over_available(pool, entropy)

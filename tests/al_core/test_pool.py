@@ -36,10 +36,14 @@ def test_without_excludes_more_and_shares_the_signals() -> None:
     assert smaller.available.tolist() == [1, 4, 6, 7, 8, 9] and smaller.excluded.tolist() == [0, 3, 5]
     assert pool.available.tolist() == [1, 3, 4, 5, 6, 7, 8, 9] and pool.excluded.tolist() == [0]
     assert np.shares_memory(smaller.embeddings, X)
-    with pytest.raises(ValueError, match="row 2 is both labelled and excluded"):
-        pool.without([2])
     with pytest.raises(ValueError, match="rows holds row 10, but the pool has rows 0 to 9"):
         pool.without([10])
+
+
+def test_without_takes_labelled_rows_out_with_their_labels() -> None:
+    smaller = Pool(embeddings=X, labeled=[7, 2, 4], labels=[1, 0, 3], excluded=[0]).without([4, 5])
+    assert (smaller.labeled.tolist(), smaller.labels.tolist(), smaller.excluded.tolist()) == ([2, 7], [0, 1], [0, 4, 5])
+    assert smaller.available.tolist() == [1, 3, 6, 8, 9]
 
 
 def test_nothing_can_be_written_through_a_pool() -> None:
@@ -63,7 +67,9 @@ def test_a_memory_map_stays_one(tmp_path: Path) -> None:
     [
         ("embeddings", "stage `embed` makes them: name them in embed.signals"),
         ("logits", "stage `embed` makes them with a trained model: name them in embed.signals"),
-        ("head", "stage `embed` copies it from a trained model: name it in embed.signals"),
+        ("head", "stage `embed` copies it from a trained model"),
+        ("mc_probs", "stage `embed` would make them from a model with dropout, which no stage trains yet"),
+        ("groups", "no stage makes them: give them to Pool yourself"),
         ("labels", "stage `import-labels` makes them from answers"),
     ],
 )
@@ -76,13 +82,14 @@ def test_a_signal_that_is_not_there_says_who_makes_it(name: str, remedy: str) ->
 
 FLOATS = "expected a NumPy array or memory map with 2 axes of float16, float32 or float64"
 BOTH = "a labelled row is known, an excluded one is as if it were not there"
-ONE_EACH = "it must name the class of each, in the order of `labeled`"
+ONE_EACH = "one for each labelled row, in the order of `labeled`"
+MC = np.full((2, 10, 4), 0.25, np.float32)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "a pool needs embeddings (n, d) or logits (n, classes); it got neither"),
+        ({}, "a pool needs a signal with a row an image and got none; give one of embeddings, logits, mc_probs, predicted_loss, discriminator"),
         ({"embeddings": X.tolist()}, f"embeddings is of type list; {FLOATS}"),
         ({"embeddings": np.ma.masked_array(X)}, f"embeddings is of type MaskedArray; {FLOATS}"),
         ({"embeddings": X.astype(np.int32)}, f"embeddings is int32 (10, 3); {FLOATS}"),
@@ -101,9 +108,14 @@ ONE_EACH = "it must name the class of each, in the order of `labeled`"
         ({"embeddings": X, "labeled": np.arange(10) < 3}, "labeled is a mask of truth values; expected row numbers: use np.flatnonzero(mask)"),
         ({"embeddings": X, "labeled": [1.0, 2.0]}, "labeled is float64 (2,); expected a list of row numbers"),
         ({"embeddings": X, "labeled": [[1, 2]]}, "labeled is int64 (1, 2); expected a list of row numbers"),
-        ({"embeddings": X, "labeled": [1, 2], "labels": [0]}, f"labels holds 1 classes for 2 labelled rows; {ONE_EACH}"),
-        ({"embeddings": X, "labeled": [1, 2], "labels": [0, -1]}, "labels holds -1; classes are numbered from 0"),
-        ({"embeddings": X, "labeled": [1], "labels": ["cat"]}, "labels is <U3 (1,); expected a list of class numbers"),
+        ({"embeddings": X, "labeled": [1, 2], "labels": [0]}, f"labels holds 1 numbers; expected 2, {ONE_EACH}"),
+        ({"embeddings": X, "labeled": [1, 2], "labels": [0, -1]}, "labels holds -1; expected whole numbers from 0"),
+        ({"embeddings": X, "labeled": [1], "labels": ["cat"]}, "labels is <U3 (1,); expected a list of whole numbers from 0"),
+        ({"embeddings": X, "groups": [1, 2]}, "groups holds 2 numbers; expected 10, one for each row"),
+        ({"embeddings": X, "mc_probs": MC[:, :9]}, "embeddings have 10 rows but mc_probs have 9; row i of each must be the same image"),
+        ({"mc_probs": MC[0]}, "mc_probs is float32 (10, 4); expected a NumPy array or memory map with 3 axes of float16, float32 or float64"),
+        ({"mc_probs": MC * 1.5}, "mc_probs holds [0.375 0.375 0.375 0.375] in pass 0, row 0; expected probabilities that sum to 1: softmax the logits first"),
+        ({"predicted_loss": np.array([0.0, np.inf])}, "predicted_loss holds inf in row 1; every value must be finite: mend what made it"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_a_pool_is_refused(arguments: dict[str, Any], message: str) -> None:

@@ -23,6 +23,9 @@ POOL = Pool(embeddings=np.eye(5), labeled=[0])
 CARD: dict[str, Any] = dict.fromkeys(("family", "direction", "complexity", "memory", "source", "when"), "test")
 
 
+OUTER = "diversify, max_similarity, min_distance, partitions, quota, stochastic, temperature"
+
+
 @pytest.fixture
 def only_here() -> Iterator[None]:
     before = dict(REGISTRY)
@@ -64,8 +67,13 @@ def test_what_is_there() -> None:
         ("corset", {}, "unknown method 'corset'; did you mean 'coreset'?"),
         ("Margin", {}, "unknown method 'Margin'; did you mean 'margin'?"),
         ("coreset", {"normalise": True}, "coreset has no parameter 'normalise'; did you mean 'normalize'?"),
-        ("coreset", {"depth": 3}, "coreset has no parameter 'depth'; it takes normalize"),
-        ("margin", {"depth": 3}, "margin has no parameter 'depth'; it takes none"),
+        ("coreset", {"depth": 3}, "coreset has no parameter 'depth'; it takes normalize, partitions"),
+        ("coreset", {"stochastic": "power"}, "coreset picks whole batches, so stochastic cannot be laid over it; methods that rank row by row: RANKING"),
+        ("margin", {"depth": 3}, f"margin has no parameter 'depth'; it takes {OUTER}"),
+        ("margin", {"diversify": {"strenght": 2}}, "margin.diversify has no parameter 'strenght'; did you mean 'strength'?"),
+        ("margin", {"diversify": {"strength": 0}}, "diversify.strength is 0.0; expected above 0, at most 100"),
+        ("margin", {"quota": 0.5}, "margin.quota is 0.5; expected {by: 'prediction' | 'groups', share: float} | None"),
+        ("margin", {"temperature": 2}, "margin: temperature is 2.0 but nothing is drawn; say stochastic: power, softmax or softrank, or leave it out"),
         ("coreset", {"normalize": "yes"}, "coreset.normalize is 'yes'; expected bool"),
         ("coreset", {"normalize": 1}, "coreset.normalize is 1; expected bool"),
     ],
@@ -74,7 +82,7 @@ def test_mistakes_are_named(name: str, params: dict[str, object], message: str) 
     for attempt in (lambda: build(name, params), lambda: select(name, POOL, budget=1, seed=0, **params)):
         with pytest.raises(ValueError) as error:
             attempt()
-        assert str(error.value) == message
+        assert str(error.value) == message.replace("RANKING", ", ".join(each.name for each in methods() if each.ranks))
 
 
 def test_an_unlikely_name_lists_them_all() -> None:
@@ -98,7 +106,7 @@ def test_an_unlikely_name_lists_them_all() -> None:
         ({"norm": True}, "knobs.norm is True; expected 1 | 2"),
         ({"limit": "no"}, "knobs.limit is 'no'; expected int | None"),
         ({"flag": None}, "knobs.flag is None; expected bool"),
-        ({3: 3}, "knobs has no parameter 3; it takes count, flag, kind, limit, norm, power"),
+        ({3: 3}, "knobs has no parameter 3; it takes count, flag, kind, limit, norm, partitions, power"),
     ],
 )
 def test_wrong_types_are_named(params: dict[str, object], message: str) -> None:
@@ -151,11 +159,11 @@ def test_a_wrong_declaration_is_refused() -> None:
 
     with pytest.raises(TypeError, match=r"test_registry declares the method 'margin', which al_core.methods.uncertainty has declared already"):
         method("margin", needs=(), **CARD)(Knobs)
-    with pytest.raises(TypeError, match="method 'knobs' needs 'logit', which is no signal; the signals are embeddings, logits, head, labels"):
+    with pytest.raises(TypeError, match="method 'knobs' needs 'logit', which is no signal; the signals are embeddings, logits, head, mc_probs"):
         method("knobs", needs=("logit",), **CARD)(Knobs)
     with pytest.raises(TypeError, match="parameter 'need' of method 'bare' needs a default that is int"):
         method("bare", needs=(), **CARD)(Bare)
-    with pytest.raises(TypeError, match="method 'taken' has a parameter 'seed'; `select` takes name, pool, budget, seed itself"):
+    with pytest.raises(TypeError, match="method 'taken' has a parameter 'seed'; `select` takes name, pool, budget, seed, partitions.* itself"):
         method("taken", needs=(), **CARD)(Taken)
     with pytest.raises(TypeError, match="method 'plain' is no frozen dataclass"):
         method("plain", needs=(), **CARD)(Plain)
