@@ -27,23 +27,15 @@ import pyarrow.compute as pc
 
 from tasks.artifacts import Answers, Labels, Manifest, Rejects, Selection
 from tasks.errors import AnswersError, ParamsError
+from tasks.spreadsheets import separator, unguard
+from tasks.wording import quoted, quoted_path, some
 
 SKIP = "__skip__"
 CONTROL = "label"  # name of the choices in Label Studio's configuration, and of the column in files
 UNNAMED = "unnamed"  # annotator of an answer that names none
 SHOWN = 4  # examples of each kind in a summary
 
-FORMULA = re.compile(r"'*(\s*[=+\-@\uFF1D\uFF0B\uFF0D\uFF20]|[\t\r\n])")  # the last four are full-width forms of the first
-
-
-def guard(cell: str) -> str:
-    """A cell that no spreadsheet takes for a formula: a quote is put before what begins like one. `unguard` is its exact inverse."""
-    return f"'{cell}" if FORMULA.match(cell) else cell
-
-
-def unguard(cell: str) -> str:
-    """The cell that `guard` was given."""
-    return cell[1:] if cell.startswith("'") and FORMULA.match(cell[1:]) else cell
+UNUSABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")  # control characters, and what no file in UTF-8 can hold
 
 
 def check_classes(classes: Sequence[str] | None) -> Sequence[str]:
@@ -58,7 +50,7 @@ def check_classes(classes: Sequence[str] | None) -> Sequence[str]:
         if times > 1 or name in ("", SKIP):
             problem = f"is there {times} times" if times > 1 else "is empty" if not name else f"is reserved: {SKIP} says that an image cannot be labelled"
             raise ParamsError(f"classes: {quoted(name)} {problem}; give every class one name of its own")
-        if re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", name):
+        if UNUSABLE.search(name):
             raise ParamsError(f"classes: {quoted(name)} holds a control character; rename the class")
     return classes
 
@@ -88,7 +80,7 @@ def read(answers: Answers) -> list[Answer]:
     """Every answer of the folder's .csv, .jsonl and .json files, in the order of file names and of lines. Hidden files and a README are passed over.
 
     Raises:
-        AnswersError: a file that cannot be read as a whole, naming it and the line or byte.
+        AnswersError: a file that cannot be read as a whole, naming it and the line or byte, or whose name no table can hold.
     """
     readers = {".csv": read_csv, ".jsonl": read_jsonl, ".json": read_json}
     found: list[Answer] = []
@@ -97,6 +89,8 @@ def read(answers: Answers) -> list[Answer]:
     for path in sorted(answers.path.iterdir(), key=lambda path: path.name):
         if path.name.startswith(".") or path.name.upper() in ("README", "README.TXT", "README.MD"):
             continue
+        if UNUSABLE.search(path.name):
+            raise AnswersError(f"the name of {quoted_path(path.name)} in the answers folder holds control characters or is not valid Unicode; rename it")
         reader = readers.get(path.suffix.lower())
         if reader is None or not path.is_file():
             kind = "a folder" if path.is_dir() else f"of an unknown kind ({path.suffix or 'no ending'})"
@@ -122,20 +116,20 @@ def text_of(path: Path) -> str:
 def read_csv(name: str, text: str) -> Iterator[Answer]:
     """The rows of a CSV file with a header."""
     first = text.splitlines()[0]
-    separator = max(",;\t", key=first.count)
-    rows = csv_rows(name, text, separator)
+    between = separator(first)
+    rows = csv_rows(name, text, between)
     header = next(rows)[1]
     check_header(name, header, first)
     for line, cells in rows:
         if any(cells[len(header) :]):
-            raise AnswersError(f"{name}:{line} has {len(cells)} cells, the header has {len(header)}; put cells that hold {separator!r} in double quotes")
+            raise AnswersError(f"{name}:{line} has {len(cells)} cells, the header has {len(header)}; put cells that hold {between!r} in double quotes")
         row = dict(zip(header, map(unguard, cells), strict=False))
         yield Answer(name, line, row.get("image_id", ""), row.get("uri", ""), row.get(CONTROL) or None, row.get("annotator") or UNNAMED)
 
 
-def csv_rows(name: str, text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+def csv_rows(name: str, text: str, between: str) -> Iterator[tuple[int, list[str]]]:
     """Line on which each row begins, and its cells; the header comes even when it is blank, other blank lines do not."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=between, strict=True)
     line = 1
     try:
         for cells in reader:
@@ -240,7 +234,7 @@ def choices(where: str, value: object) -> list[str]:
     """The labels in a text, a list, or Label Studio's {"choices": [...]}; none in null and in an empty text."""
     labels: list[str] = []
     for each in value if isinstance(value, list) else [value]:
-        inner = each.get("choices") if isinstance(each, dict) else each
+        inner = each.get("choices", each) if isinstance(each, dict) else each
         for label in inner if isinstance(inner, list) else [inner]:
             if label is not None and not isinstance(label, str):
                 raise AnswersError(f"{where}: label is {json.dumps(label)[:80]}, {kind_of(label)}; expected a class name in quotes, or null")
@@ -320,11 +314,11 @@ class Checked:
         lines = [f"{self.answered} of {len(self.batch)} answered{skipped}"]
         if 0 < self.answered < len(self.batch):
             missing = set(self.unanswered)
-            lines[0] += "; missing: al_rank " + some([str(rank) for rank, image in enumerate(self.batch) if image in missing], 10)
+            lines[0] += "; missing: al_rank " + some([rank for rank, image in enumerate(self.batch) if image in missing], 10)
         for reason in ("unknown-id", "not-in-batch", "unknown-class", "conflict", "duplicate", "no-answer"):
             found = [each for each in self.rejects if each.reason == reason and (reason != "no-answer" or each.note)]
             if found:
-                lines.append(f"  {len(found)} {reason.replace('-', ' ')}: " + some([self.place(each) for each in found[: SHOWN + 1]], SHOWN, len(found)))
+                lines.append(f"  {len(found)} {reason.replace('-', ' ')}: " + some(found, SHOWN, self.place))
         return "\n".join(lines)
 
     def place(self, reject: Reject) -> str:
@@ -422,23 +416,7 @@ def rounds_of(images: set[str], previous: Labels) -> dict[str, str]:
     return dict(zip(rows["id"].to_pylist(), rows["round"].to_pylist(), strict=True))
 
 
-# ---- words for people ----------------------------------------------------------------------------------------------------
-
-
 def nearest(label: str, classes: Sequence[str]) -> str | None:
     """The class that was probably meant, if one is near."""
     same = [name for name in classes if name.strip().casefold() == label.strip().casefold()]
     return next(iter(same or difflib.get_close_matches(label[:200], classes, n=1)), None)
-
-
-def quoted(text: str, limit: int = 60) -> str:
-    """In double quotes on one line, control characters escaped, the end of a long text cut off."""
-    short = text if len(text) <= limit else text[: limit - 1] + "…"
-    inner = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in short.replace("\\", "\\\\").replace('"', '\\"'))
-    return f'"{inner}"'
-
-
-def some(items: Sequence[str], limit: int, total: int | None = None) -> str:
-    """The first ones in a row, and how many more there are."""
-    more = (total or len(items)) - limit
-    return ", ".join(items[:limit]) + (f" and {more} more" if more > 0 else "")

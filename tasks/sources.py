@@ -26,6 +26,8 @@ import numpy.typing as npt
 
 from tasks.errors import SourceError
 from tasks.progress import progress
+from tasks.spreadsheets import separator
+from tasks.wording import quoted, quoted_path, some
 
 SPLITS = {"train": "train", "test": "test", "validation": "validation", "val": "validation", "valid": "validation"}
 UNLABELED = {"unlabeled", "unlabelled"}  # folders whose images are train images without a label, however deep
@@ -119,7 +121,7 @@ def open_source(text: str, base: Path, scratch: Path) -> Source:
             raise SourceError(f"source {text!r} has the unknown scheme {match[1]!r}; ingest.source takes {KINDS}")
         source = opener(text, text[match.end() :], scratch)
     else:
-        source = _open_path(text, base)
+        source = open_path(text, base)
     if not source.entries and not source.unlisted:
         raise SourceError(
             f"source {text!r} is empty: no image files in it"
@@ -129,28 +131,22 @@ def open_source(text: str, base: Path, scratch: Path) -> Source:
     return source
 
 
-def rebased(text: str, old: Path, new: Path) -> str:
-    """The same source written for another folder: a relative path is made relative to `new` instead of `old`; all else stays."""
-    if SCHEME.match(text) or Path(text).expanduser().is_absolute():
-        return text
-    return Path(os.path.relpath(old / text, new)).as_posix()
-
-
-def _open_path(text: str, base: Path) -> Source:
+def open_path(text: str, base: Path) -> Source:
+    """A folder or a list."""
     path = base / Path(text).expanduser()
     if not text or not path.exists():
         raise SourceError(f"source {text!r} does not exist (looked at {path.absolute()}); ingest.source takes {KINDS}")
     if path.is_dir():
-        return _folder(text, path)
+        return open_folder(text, path)
     if path.suffix.lower() not in (".csv", ".jsonl"):
         raise SourceError(f"source {text!r} is a file, expected a folder or a list named .csv or .jsonl")
-    return _list(text, path)
+    return open_list(text, path)
 
 
 # ---- folders -------------------------------------------------------------------------------------------------------------
 
 
-def _folder(text: str, root: Path) -> Source:
+def open_folder(text: str, root: Path) -> Source:
     """A folder; labels and splits are in its structure.
 
     * Top folders named train, test, val, valid or validation are splits, and the folder below them is the label: `train/dress/x.jpg`.
@@ -159,26 +155,26 @@ def _folder(text: str, root: Path) -> Source:
     * Hidden files and folders are left out. Of the others those count whose suffix is an image's, or who have none; what they really are,
       reading tells. Links are followed.
     """
-    names, passed_over = _walk(root)
+    names, passed_over = walk(root)
     tops = {name.split("/", 1)[0] for name in names if "/" in name}
     splits = sorted(top for top in tops if top.lower() in SPLITS)
     classes = sorted(top for top in tops if top.lower() not in SPLITS | dict.fromkeys(UNLABELED))
     if splits and classes:
         raise SourceError(
-            f"source {text!r} has split folders ({', '.join(splits)}) beside other folders of images ({_some(classes)}), which could be classes or splits; "
-            "move those into a split, or give a list: uri,label,split"
+            f"source {text!r} has split folders ({', '.join(splits)}) beside other folders of images ({some(classes, 5, quoted)}), "
+            "which could be classes or splits; move those into a split, or give a list: uri,label,split"
         )
     entries, unlisted = [], []
     for name in names:
-        if why := _unwritable(name):
+        if why := unwritable(name):
             unlisted.append((name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"), f"its name {why}; rename it"))
         else:
-            entries.append(_placed(name))
+            entries.append(entry_of_path(name))
     entries.sort(key=lambda entry: entry.uri)
     return Source(text, entries, Files(root), sorted(unlisted), passed_over)
 
 
-def _placed(name: str) -> Entry:
+def entry_of_path(name: str) -> Entry:
     """What a file's place in its folder says."""
     top, *below = name.split("/")
     if not below:
@@ -190,7 +186,7 @@ def _placed(name: str) -> Entry:
     return Entry(name, top)
 
 
-def _walk(root: Path) -> tuple[list[str], int]:
+def walk(root: Path) -> tuple[list[str], int]:
     """Relative names of files that claim to be images, in no order, and how many others there are."""
     suffixes = {"", *READ.split(), *NOT_READ.split()}
     names, others = [], 0
@@ -202,30 +198,31 @@ def _walk(root: Path) -> tuple[list[str], int]:
             status = place.stat()
             itself = (status.st_dev, status.st_ino)
             if itself in above:
-                raise SourceError(f"{place} is a link to a folder that it lies in; remove the link")
+                raise SourceError(f"{quoted_path(str(place))} is a link to a folder that it lies in; remove the link")
             with os.scandir(place) as items:
                 for item in items:
                     if item.name.startswith("."):
                         continue
-                    if _is_folder(item):
+                    if is_folder(item):
                         todo.append((f"{folder}{item.name}/", above | {itself}))
                     elif (item.name.rpartition(".")[2].lower() if "." in item.name else "") in suffixes:
                         names.append(folder + item.name)
                     else:
                         others += 1
         except OSError as error:
-            raise SourceError(f"folder {place} cannot be listed ({error.strerror}); make it readable, or move it away") from error
+            raise SourceError(f"folder {quoted_path(str(place))} cannot be listed ({error.strerror}); make it readable, or move it away") from error
     return names, others
 
 
-def _is_folder(item: os.DirEntry[str]) -> bool:
+def is_folder(item: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or a link to one."""
     try:
         return item.is_dir()
     except OSError:  # a link to itself: no folder, and unreadable as a file
         return False
 
 
-def _unwritable(text: str) -> str | None:
+def unwritable(text: str) -> str | None:
     """Why a table or the file system cannot hold a text; None if they can."""
     if "\0" in text:
         return "holds a NUL character"
@@ -236,15 +233,11 @@ def _unwritable(text: str) -> str | None:
     return None
 
 
-def _some(items: Sequence[str], most: int = 5) -> str:
-    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
-
-
 # ---- lists ---------------------------------------------------------------------------------------------------------------
 
 
-def _list(text: str, path: Path) -> Source:
-    """A list in UTF-8: `uri[,label][,split]` with a header, or one JSON object a line with those keys.
+def open_list(text: str, path: Path) -> Source:
+    """A list in UTF-8: `uri[,label][,split]` with a header, separated by `,`, `;` or tab, or one JSON object a line with those keys.
 
     Relative uris are relative to the list's folder and stay below it; absolute paths are taken as they are, since the list is the user's own.
     """
@@ -254,10 +247,10 @@ def _list(text: str, path: Path) -> Source:
     except UnicodeDecodeError as error:
         number = data[: error.start].count(b"\n") + 1
         raise SourceError(f"list {path} is not UTF-8 (line {number}, byte {data[error.start]:#04x}); save it as UTF-8") from error
-    rows = _csv_rows(path, content) if path.suffix.lower() == ".csv" else _jsonl_rows(content)
+    rows = csv_rows(path, content) if path.suffix.lower() == ".csv" else jsonl_rows(content)
     entries, problems, lines = [], [], dict[str, int]()
     for number, row in rows:
-        entry = row if isinstance(row, str) else _listed(row)
+        entry = row if isinstance(row, str) else entry_of_row(row)
         if isinstance(entry, Entry) and lines.setdefault(entry.uri, number) != number:
             entry = f"uri {entry.uri!r} is on line {lines[entry.uri]} already; list each file once"
         if isinstance(entry, str):
@@ -274,26 +267,30 @@ def _list(text: str, path: Path) -> Source:
 Row = dict[str, object] | str  # the fields of a line, or what is wrong with it
 
 
-def _csv_rows(path: Path, content: str) -> Iterator[tuple[int, Row]]:
-    reader = csv.reader(io.StringIO(content, newline=""), strict=True)
+def csv_rows(path: Path, content: str) -> Iterator[tuple[int, Row]]:
+    """Line on which each row ends, and its fields by column."""
+    first = next(iter(content.splitlines()), "")
+    between = separator(first)
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=between, strict=True)
     try:
         header = next(reader, [])
         if "uri" not in header:
-            raise SourceError(f"list {path} begins with {','.join(header)!r}, expected a header with uri and, if you have them, label and split")
-        if unknown := _unknown(header):
+            raise SourceError(f"list {path} begins with {first!r}, expected a header with uri and, if you have them, label and split")
+        if unknown := unknown_column(header):
             raise SourceError(f"list {path}, line 1: {unknown}")
         if len(set(header)) < len(header):
-            raise SourceError(f"list {path}, line 1: a column is named twice in {','.join(header)!r}")
+            raise SourceError(f"list {path}, line 1: a column is named twice in {first!r}")
         for row in reader:
             if len(row) == len(header):
                 yield reader.line_num, dict(zip(header, row, strict=True))
             elif row:
-                yield reader.line_num, f"{len(row)} fields, expected {len(header)} ({','.join(header)}); put a field with commas in double quotes"
+                yield reader.line_num, f"{len(row)} fields, expected {len(header)} ({between.join(header)}); put a field with {between!r} in double quotes"
     except csv.Error as error:
         raise SourceError(f"list {path}, line {reader.line_num}: not CSV ({error})") from error
 
 
-def _jsonl_rows(content: str) -> Iterator[tuple[int, Row]]:
+def jsonl_rows(content: str) -> Iterator[tuple[int, Row]]:
+    """Line and object of each row."""
     for number, line in enumerate(content.split("\n"), start=1):
         if not line.strip():
             continue
@@ -305,10 +302,10 @@ def _jsonl_rows(content: str) -> Iterator[tuple[int, Row]]:
         if not isinstance(row, dict):
             yield number, f'is {type(row).__name__}, expected an object such as {{"uri": "a.jpg", "label": "dress"}}'
         else:
-            yield number, _unknown(list(row)) or row
+            yield number, unknown_column(list(row)) or row
 
 
-def _unknown(columns: Sequence[str]) -> str | None:
+def unknown_column(columns: Sequence[str]) -> str | None:
     """What is wrong with the names of columns, if anything."""
     for name in columns:
         if name not in COLUMNS:
@@ -317,7 +314,7 @@ def _unknown(columns: Sequence[str]) -> str | None:
     return None
 
 
-def _listed(row: dict[str, object]) -> Entry | str:
+def entry_of_row(row: dict[str, object]) -> Entry | str:
     """The entry of a line, or what is wrong with it."""
     values: dict[str, str | None] = {}
     for name in COLUMNS:
@@ -326,7 +323,7 @@ def _listed(row: dict[str, object]) -> Entry | str:
             return f"{name} is {value!r}, expected text"
         if value and value != value.strip():
             return f"{name} {value!r} begins or ends with white space"
-        if value and (why := _unwritable(value)):
+        if value and (why := unwritable(value)):
             return f"{name} {value!r} {why}"
         values[name] = value or None
     uri, split = values["uri"], values["split"]
@@ -336,6 +333,8 @@ def _listed(row: dict[str, object]) -> Entry | str:
         return f"uri {uri!r} has the scheme {match[1]!r}; lists take paths in this version"
     if ".." in uri.split("/"):
         return f"uri {uri!r} leads out of the list's folder; put the list above the images, or write absolute paths"
+    if any(part in ("", ".") for part in uri.removeprefix("/").split("/")):
+        return f"uri {uri!r} has an empty part or '.' between its slashes; write it without, so that each file has one name"
     if split is not None and split not in SPLITS:
         return f"split is {split!r}, expected train, validation or test"
     return Entry(uri, values["label"], SPLITS[split] if split else None)
@@ -356,14 +355,15 @@ def png_bytes(pixels: npt.NDArray[np.uint8]) -> bytes:
     stored = b"".join(struct.pack("<BHH", i == len(blocks) - 1, len(block), len(block) ^ 0xFFFF) + block for i, block in enumerate(blocks))
     header = struct.pack(">IIBBBBB", width, height, 8, 2 if pixels.ndim == 3 else 0, 0, 0, 0)
     data = b"\x78\x01" + stored + struct.pack(">I", zlib.adler32(raw))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*chunk) for chunk in ((b"IHDR", header), (b"IDAT", data), (b"IEND", b"")))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in ((b"IHDR", header), (b"IDAT", data), (b"IEND", b"")))
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    """Data as a PNG frames it: length, kind, data, check sum."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def _example(text: str, name: str, scratch: Path) -> Source:
+def open_example(text: str, name: str, scratch: Path) -> Source:
     """Scikit-learn's 1,797 handwritten digits, 8 x 8 pixels of 0 to 16 scaled to 0 to 255, in a folder a class; no splits."""
     if name != "digits":
         raise SourceError(f"source {text!r} is unknown; the example is example://digits")
@@ -376,11 +376,11 @@ def _example(text: str, name: str, scratch: Path) -> Source:
         (root / str(label)).mkdir(parents=True, exist_ok=True)
     for row, label in enumerate(digits.target):
         (root / str(label) / f"{row:04}.png").write_bytes(png_bytes(pixels[row]))
-    below = _folder(text, root)
+    below = open_folder(text, root)
     return Source(text, [Entry(f"digits/{entry.uri}", entry.label) for entry in below.entries], Files(scratch))
 
 
-def _torchvision(text: str, name: str, scratch: Path) -> Source:
+def open_torchvision(text: str, name: str, scratch: Path) -> Source:
     """A data set of torchvision's from files that are on this machine already, with its own train and test split; nothing is downloaded."""
     known = IDX_SETS + BATCH_SETS
     if name not in known:
@@ -394,13 +394,13 @@ def _torchvision(text: str, name: str, scratch: Path) -> Source:
     root = os.environ.get("RONDO_DATA")
     if not root:
         raise SourceError(f"source {text!r}: RONDO_DATA is not set, so there is nowhere to look; {how}")
-    place = (_find_idx if name in IDX_SETS else _find_batches)(Path(root), name, scratch)
+    place = (find_idx if name in IDX_SETS else find_batches)(Path(root), name, scratch)
     if place is None:
         raise SourceError(f"source {text!r}: its files are not in RONDO_DATA ({root}); {how}")
-    return Source(text, sorted(_write_out(text, name, place, scratch), key=lambda entry: entry.uri), Files(scratch))
+    return Source(text, sorted(write_out(text, name, place, scratch), key=lambda entry: entry.uri), Files(scratch))
 
 
-def _write_out(text: str, name: str, place: Path, scratch: Path) -> list[Entry]:
+def write_out(text: str, name: str, place: Path, scratch: Path) -> list[Entry]:
     """Every image as a file `name/split/row.png`."""
     from torchvision import datasets
 
@@ -420,7 +420,7 @@ def _write_out(text: str, name: str, place: Path, scratch: Path) -> list[Entry]:
     return entries
 
 
-def _find_idx(root: Path, name: str, scratch: Path) -> Path | None:
+def find_idx(root: Path, name: str, scratch: Path) -> Path | None:
     """A folder laid out as torchvision expects, with the four idx files that lie, packed or not, in NAME/raw, NAME or name."""
     files = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
     for folder in (root / name / "raw", root / name, root / name.lower()):
@@ -437,7 +437,7 @@ def _find_idx(root: Path, name: str, scratch: Path) -> Path | None:
     return None
 
 
-def _find_batches(root: Path, name: str, scratch: Path) -> Path | None:
+def find_batches(root: Path, name: str, scratch: Path) -> Path | None:
     """The folder that holds CIFAR's own."""
     from torchvision import datasets
 
@@ -445,8 +445,9 @@ def _find_batches(root: Path, name: str, scratch: Path) -> Path | None:
     return next((place for place in (root, root / name, root / name.lower()) if (place / own).is_dir()), None)
 
 
-def _s3(text: str, name: str, scratch: Path) -> Source:
+def open_s3(text: str, name: str, scratch: Path) -> Source:
+    """Says what to do instead."""
     raise SourceError(f"source {text!r}: S3 is not read directly in this version; copy it into a folder (`aws s3 sync {text} DIR`) and name that")
 
 
-OPENERS: dict[str, Callable[[str, str, Path], Source]] = {"example": _example, "torchvision": _torchvision, "s3": _s3}
+OPENERS: dict[str, Callable[[str, str, Path], Source]] = {"example": open_example, "torchvision": open_torchvision, "s3": open_s3}

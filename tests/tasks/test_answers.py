@@ -1,13 +1,15 @@
 import itertools
 import json
+import os
 import random
 from pathlib import Path
 
 import pytest
 
-from tasks.answers import SKIP, UNNAMED, Answer, Checked, check_classes, guard, quoted, read, unguard, validate
+from tasks.answers import SKIP, UNNAMED, Answer, Checked, check_classes, read, validate
 from tasks.artifacts import Answers, Manifest, PreviousLabels, Selection
 from tasks.errors import AnswersError, ParamsError
+from tasks.spreadsheets import guard, unguard
 
 A, B, C, D, OLD, OTHER = (letter * 64 for letter in "abcdef")
 CLASSES = ["dress", "skirt", "платье"]
@@ -264,6 +266,16 @@ BAD_FILES = {
     "json of numbers": ("a.json", b"[1]", "a.json:1 is a number, expected an object"),
     "annotations as numbers": ("a.json", b'[{"data": {}, "annotations": [5]}]', "a.json:1 is no Label Studio task: an annotation is a number"),
     "data as text": ("a.json", b'[{"data": "x"}]', "a.json:1 is no Label Studio task: data is text, annotations is a list; expected an object and a list"),
+    "an object without choices": (
+        "a.json",
+        b'[{"image_id": "x", "label": {"choice": ["dress"]}}]',
+        'a.json:1: label is {"choice": ["dress"]}, an object; expected a class name in quotes, or null',
+    ),
+    "a result of another kind": (
+        "a.json",
+        b'[{"data": {}, "annotations": [{"result": [{"from_name": "label", "value": {"text": ["dress"]}}]}]}]',
+        'a.json:1: label is {"text": ["dress"]}, an object; expected',
+    ),
     "result as text": ("a.json", b'[{"data": {}, "annotations": [{"result": "x"}]}]', "a.json:1: the result of an annotation is not a list of objects"),
     "unknown kind": ("a.xlsx", b"PK", "a.xlsx is of an unknown kind (.xlsx); answers are .csv, .jsonl or .json files; take it out of the answers folder"),
     "no ending": ("answers", b"x", "answers is of an unknown kind (no ending)"),
@@ -276,6 +288,19 @@ def test_a_file_that_cannot_be_read_is_named_with_its_place(tmp_path: Path, name
     with pytest.raises(AnswersError) as error:
         read(Answers(tmp_path))
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.csv", b"\x1b[31mevil.csv", b"caf\xe9"])
+def test_a_name_that_no_table_can_hold_is_refused(tmp_path: Path, name: bytes) -> None:
+    path = tmp_path / os.fsdecode(name)
+    try:
+        path.write_text(f"image_id,label\n{A},no such class\n")
+    except OSError:
+        pytest.skip("this file system keeps names in UTF-8")
+    shown = os.fsdecode(name).encode("unicode_escape").decode()
+    with pytest.raises(AnswersError) as error:
+        read(Answers(tmp_path))
+    assert str(error.value) == f'the name of "{shown}" in the answers folder holds control characters or is not valid Unicode; rename it'
 
 
 def test_a_folder_within_is_refused(tmp_path: Path) -> None:
@@ -484,8 +509,3 @@ def test_classes_that_nobody_can_be_asked_about(classes: list[str] | None, messa
 def test_classes_of_any_script_are_fine() -> None:
     names = ["платье", "👩\u200d🔧", "a & b", '"<x>"', " with space ", "=1"]
     assert check_classes(names) == names
-
-
-def test_what_others_wrote_cannot_drive_the_terminal() -> None:
-    assert quoted('a"\x1b[31m\n\x9b\\') == '"a\\"\\x1b[31m\\n\\x9b\\\\"'
-    assert quoted("x" * 61) == '"' + "x" * 59 + '…"'

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
 import io
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 
 from tasks.errors import SourceError
-from tasks.sources import Entry, Files, Source, open_source, png_bytes, rebased
+from tasks.sources import Entry, Files, Source, open_source, png_bytes
 
 
 def touch(root: Path, *names: str) -> None:
@@ -91,7 +92,7 @@ def test_unlabeled_folder_beside_classes(tmp_path: Path) -> None:
 def test_splits_beside_classes_are_refused(tmp_path: Path) -> None:
     touch(tmp_path, "train/dress/a.jpg", "test/dress/b.jpg", "extra/c.jpg", "annotations/notes.txt")
     assert message(tmp_path) == (
-        f"source '{tmp_path}' has split folders (test, train) beside other folders of images (extra), which could be classes or splits; "
+        f"source '{tmp_path}' has split folders (test, train) beside other folders of images (\"extra\"), which could be classes or splits; "
         "move those into a split, or give a list: uri,label,split"
     )
 
@@ -105,7 +106,14 @@ def test_links(tmp_path: Path) -> None:
     (root / "dress/self.jpg").symlink_to(root / "dress/self.jpg")
     assert list(listing(opened(root))) == ["dress/b.jpg", "dress/c.jpg", "dress/gone.jpg", "dress/self.jpg", "hat/a.jpg"]
     (tmp_path / "elsewhere/hats/back").symlink_to(root)
-    assert message(root) == f"{root}/hat/back is a link to a folder that it lies in; remove the link"
+    assert message(root) == f'"{root}/hat/back" is a link to a folder that it lies in; remove the link'
+
+
+def test_names_of_folders_cannot_drive_the_terminal(tmp_path: Path) -> None:
+    touch(tmp_path, "train/dress/a.jpg", "\x1b[31mevil/c.jpg")
+    assert 'beside other folders of images ("\\x1b[31mevil"), which' in message(tmp_path)
+    (tmp_path / "\x1b[31mevil" / "loop").symlink_to(tmp_path)
+    assert message(tmp_path) == f'"{tmp_path}/\\x1b[31mevil/loop" is a link to a folder that it lies in; remove the link'
 
 
 def test_empty_and_missing_folders(tmp_path: Path) -> None:
@@ -162,6 +170,28 @@ def test_csv_list(tmp_path: Path) -> None:
     assert source.reader.read(str(absolute), 100) == b"images/a, b.jpg"
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_csv_list_of_every_spreadsheet(tmp_path: Path, separator: str, end: str) -> None:
+    rows = [["uri", "label", "split"], ["a;b,\tc.jpg", "dress", "test"], ["d.jpg", "", ""]]
+    path = tmp_path / "list.csv"
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        csv.writer(file, delimiter=separator, lineterminator=end).writerows(rows)
+    assert listing(opened(path)) == {"a;b,\tc.jpg": ("dress", "test"), "d.jpg": (None, None)}
+    path.write_text(separator.join(["uri", "label"]) + f"\na.jpg{separator}x{separator}y\n")
+    assert f"line 2: 3 fields, expected 2 (uri{separator}label); put a field with {separator!r} in double quotes" in message(path)
+
+
+@pytest.mark.parametrize("uri", ["./a.png", "b//c.png", "b/./c.png", "b/", "//photos/a.png", "/photos//a.png", "."])
+def test_a_file_has_one_name_in_a_list(tmp_path: Path, uri: str) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text(f"uri,label\na.png,dress\nb/c.png,hat\n/photos/a.png,hat\n{uri},hat\n")
+    assert message(path) == (
+        f"list {path} has 1 wrong lines; mend them:\n"
+        f"  line 5: uri {uri!r} has an empty part or '.' between its slashes; write it without, so that each file has one name"
+    )
+
+
 def test_jsonl_list(tmp_path: Path) -> None:
     path = tmp_path / "list.jsonl"
     rows = [{"uri": "b.jpg", "label": "dress"}, {"uri": "a.jpg", "label": None, "split": "train"}, {"uri": "c d.jpg"}]
@@ -177,7 +207,7 @@ def test_lines_that_are_wrong_are_named(tmp_path: Path) -> None:
     assert message(path) == (
         f"list {path} has 7 wrong lines; mend them:\n"
         "  line 3: split is 'tset', expected train, validation or test\n"
-        "  line 4: 2 fields, expected 3 (uri,label,split); put a field with commas in double quotes\n"
+        "  line 4: 2 fields, expected 3 (uri,label,split); put a field with ',' in double quotes\n"
         "  line 5: uri '../d.jpg' leads out of the list's folder; put the list above the images, or write absolute paths\n"
         "  line 6: uri 's3://bucket/e.jpg' has the scheme 's3'; lists take paths in this version\n"
         "  line 7: uri 'a.jpg' is on line 2 already; list each file once\n"
@@ -235,13 +265,6 @@ def test_schemes() -> None:
         "source 'ftp://host/x' has the unknown scheme 'ftp'; ingest.source takes a folder, a .csv or .jsonl list, torchvision://NAME or example://digits"
     )
     assert message("example://letters") == "source 'example://letters' is unknown; the example is example://digits"
-
-
-def test_rebased(tmp_path: Path) -> None:
-    assert rebased("photos/x", tmp_path, tmp_path / "pools/p001") == "../../photos/x"
-    assert rebased("../photos", tmp_path / "a", tmp_path / "a") == "../photos"
-    assert rebased("/photos", tmp_path, tmp_path / "pools") == "/photos"
-    assert rebased("example://digits", tmp_path, tmp_path / "pools") == "example://digits"
 
 
 # ---- sources that come as arrays
