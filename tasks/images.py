@@ -104,10 +104,12 @@ class Images(Sequence[Image.Image]):
 def open_image(data: bytes) -> Image.Image:
     """The image of a file's bytes, its type found by content and only its header read: check `size` before decoding it.
 
-    `PIL.Image.open` without its pixel limit, which is one global for all threads: callers have their own, or read what was checked before.
+    `PIL.Image.open` without its check of the pixel limit, which is one global for all threads: callers have their own, or read what was checked
+    before. Pillow's readers of WebP, TIFF, GIF and of a JPEG's further pictures check it themselves all the same: here, or when the image is decoded.
 
     Raises:
         PIL.UnidentifiedImageError: it begins like none of FORMATS.
+        PIL.Image.DecompressionBombError: it has more than twice Pillow's own limit, some 179 million pixels, in a format whose reader checks that.
         Exception: Pillow's errors of many kinds, where the header is damaged.
     """
     if "JPEG2000" not in Image.OPEN:  # one of the plugins that are loaded last

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 
 from tasks.artifacts import IngestReport, Known, Manifest, Quarantine, Shards, StartLabels
@@ -29,7 +30,6 @@ from tasks.sources import Entry, Reader, Source, open_source
 from tasks.stage import Run, stage
 
 ORDER = ("test", "validation", "train")  # of copies in several splits, the first wins: what is tested on is never trained on
-PLACE = ("id", "shard", "offset", "length", "width", "height", "format")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def ingest(params: Ingest, run: Run) -> Ingested:
     shards = run.scratch / "shards"
     shards.mkdir()
     ids: list[str | None] = [kept.get(entry.uri) for entry in source.entries]
-    unread = [place for place, name in enumerate(ids) if name is None]
+    unread = [place for place, image_id in enumerate(ids) if image_id is None]
     placed: dict[str, Placed] = {}
     bad = [Bad(uri, "unreadable", why) for uri, why in source.unlisted]
     with (
@@ -89,7 +89,7 @@ def ingest(params: Ingest, run: Run) -> Ingested:
 
 
 class Placed(NamedTuple):
-    """An image and where it lies; the fields are PLACE."""
+    """An image and where it lies."""
 
     id: str
     shard: str
@@ -151,7 +151,7 @@ class Previous:
 
     def __init__(self, table: pa.Table, shards: Path | None = None, source: str | None = None) -> None:
         self.table, self.shards, self.source = table, shards, source
-        self.rows: dict[str, int] = {name: row for row, name in enumerate(table["id"].to_pylist())}
+        self.rows: dict[str, int] = {image_id: row for row, image_id in enumerate(table["id"].to_pylist())}
 
     @classmethod
     def of(cls, params: Params) -> Previous:
@@ -176,16 +176,16 @@ class Previous:
             return {}
         small = np.asarray(self.table["width"]).astype(np.int64) * np.asarray(self.table["height"]) <= params.max_pixels
         sizes = {
-            uri: (name, length)
-            for name, uris, length, fits in zip(*(self.table[key].to_pylist() for key in ("id", "uris", "length")), small, strict=True)
+            uri: (image_id, length)
+            for image_id, uris, length, fits in zip(*(self.table[key].to_pylist() for key in ("id", "uris", "length")), small, strict=True)
             for uri in uris
             if fits
         }
         kept = {}
         for entry in source.entries:
-            name, length = sizes.get(entry.uri, ("", -1))
-            if name and size_now(source.reader, entry) == length:
-                kept[entry.uri] = name
+            image_id, length = sizes.get(entry.uri, ("", -1))
+            if image_id and size_now(source.reader, entry) == length:
+                kept[entry.uri] = image_id
         return kept
 
     def count(self, prefix: str) -> int:
@@ -195,8 +195,13 @@ class Previous:
 
     def places(self, ids: npt.NDArray[np.str_]) -> pa.Table:
         """Where those of the images lie that this pool has."""
-        rows = [self.rows[name] for name in ids.tolist() if name in self.rows]
-        return self.table.select(PLACE).take(np.array(rows, dtype=np.int64))
+        rows = [self.rows[image_id] for image_id in ids.tolist() if image_id in self.rows]
+        return self.table.select(Placed._fields).take(np.array(rows, dtype=np.int64))
+
+    def trained(self, ids: npt.NDArray[np.str_]) -> npt.NDArray[np.bool_]:
+        """(n,) whether each of the images was for training here; its label may have been bought since, and a model may have learned from it."""
+        train = set(self.table.filter(pc.equal(self.table["split"], "train"))["id"].to_pylist())
+        return np.array([image_id in train for image_id in ids.tolist()], dtype=np.bool_)
 
     def bring(self, places: pa.Table, folder: Path) -> None:
         """Link, or else copy, into `folder` the shards that hold the images in `places`.
@@ -242,11 +247,11 @@ class Found:
     reused: int  # files that were not read
 
 
-def assemble(source: Source, found: Found, previous: Previous, shards: Path, params: Ingest, name: str) -> Ingested:
+def assemble(source: Source, found: Found, previous: Previous, shards: Path, params: Ingest, pool: str) -> Ingested:
     """The pool's tables, and in `shards` the shards that it shares with the pool before."""
-    files = [(image, entry) for image, entry in zip(found.ids, source.entries, strict=True) if image is not None]
+    files = [(image_id, entry) for image_id, entry in zip(found.ids, source.entries, strict=True) if image_id is not None]
     files.sort(key=lambda file: file[0])  # stable: within an image the uris stay sorted
-    every = np.array([image for image, _ in files], dtype="S64")
+    every = np.array([image_id for image_id, _ in files], dtype="S64")
     starts = np.flatnonzero(np.r_[True, every[1:] != every[:-1]])  # each image's first file
     ids = every[starts].astype(np.str_)
 
@@ -254,7 +259,7 @@ def assemble(source: Source, found: Found, previous: Previous, shards: Path, par
     labels, conflicts = resolve_labels([entry.label for _, entry in files], starts)
     known = pd.notna(labels)
     if not source.has_test:
-        splits[known & (splits == "train") & (shares(ids) < params.test)] = "test"
+        splits[known & (splits == "train") & (shares(ids) < params.test) & ~previous.trained(ids)] = "test"
     given = known & ((splits != "train") | (params.labels == "keep"))
 
     old = previous.places(ids)
@@ -277,9 +282,9 @@ def assemble(source: Source, found: Found, previous: Previous, shards: Path, par
         bytes=int(np.asarray(places["length"]).sum()),
     )
     say(f"ingest: {summary(report)}")
-    start = pd.DataFrame({"id": ids[given], "label": labels[given], "round": name, "annotator": "source", "arm": "source"})
+    start = pd.DataFrame({"id": ids[given], "label": labels[given], "round": pool, "annotator": "source", "arm": "source"})
     return Ingested(
-        Manifest.of({**{key: places[key] for key in PLACE}, "uri": uris.take(starts), "uris": grouped, "split": splits}),
+        Manifest.of({**{key: places[key] for key in Placed._fields}, "uri": uris.take(starts), "uris": grouped, "split": splits}),
         Shards(shards),
         Known.of({"id": ids[known], "label": labels[known]}),
         StartLabels.of(start),
@@ -307,8 +312,8 @@ def resolve_labels(labels: Sequence[str | None], starts: npt.NDArray[np.int64]) 
 
 
 def shares(ids: npt.NDArray[np.str_]) -> npt.NDArray[np.float64]:
-    """A number in [0, 1) for each image, from its id alone: an image stays on its side of a threshold while the pool grows."""
-    return np.array([int(name[:8], 16) for name in ids.tolist()], dtype=np.float64) / 2**32
+    """(n,) a number in [0, 1) for each image, from its id alone: an image stays on its side of a threshold while the pool grows."""
+    return np.array([int(image_id[:8], 16) for image_id in ids.tolist()], dtype=np.float64) / 2**32
 
 
 def summary(report: IngestReport) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import itertools
@@ -16,14 +17,17 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple
 
 from PIL import UnidentifiedImageError
+from PIL.Image import DecompressionBombError
 
 from tasks.errors import SourceError
 from tasks.images import open_image, to_rgb
 from tasks.process import die_with_parent
 from tasks.sources import Reader
+from tasks.wording import quoted_path, some
 
 CHUNK_FILES, CHUNK_BYTES = 256, 2**22  # what a process reads at a time: some 50 ms, much more than handing it over takes
 ALONE = 16  # chunks; fewer are read here, since starting processes would take longer
+OF_THE_FILE = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)  # and not of the machine
 
 
 class Seen(NamedTuple):
@@ -43,7 +47,7 @@ class Bad(NamedTuple):
     detail: str
 
     def __str__(self) -> str:
-        return f"{self.uri}: {self.reason} ({self.detail})"
+        return f"{quoted_path(self.uri)}: {self.reason} ({self.detail})"
 
 
 Result = tuple[Seen | Bad, bytes]  # with the bytes of a readable image
@@ -62,6 +66,7 @@ def examine(data: bytes, max_pixels: int) -> Seen:
 
     Raises:
         UnfitError: it is empty, no image, too large (seen in its header, before anything is decoded), truncated or damaged.
+        MemoryError: there is too little memory to decode it, which says nothing about the image.
     """
     if not data:
         raise UnfitError("empty", "0 bytes")
@@ -73,8 +78,10 @@ def examine(data: bytes, max_pixels: int) -> Seen:
                 raise UnfitError("too-large", f"{width} x {height} pixels; ingest.max_pixels is {max_pixels}")
             kind = image.format or ""
             image = to_rgb(image)
-        except UnfitError:
+        except (UnfitError, MemoryError):
             raise
+        except DecompressionBombError as error:
+            raise UnfitError("too-large", f"{error}") from error
         except UnidentifiedImageError as error:
             raise UnfitError("not-an-image", str(error)) from error
         except Exception as error:  # plugins raise nearly anything on damaged data
@@ -84,7 +91,11 @@ def examine(data: bytes, max_pixels: int) -> Seen:
 
 
 def read_one(reader: Reader, uri: str, max_pixels: int) -> Result:
-    """Read and verify one file."""
+    """Read and verify one file.
+
+    Raises:
+        SourceError: the machine failed, not the file: it has too little memory, its disk or network does not answer, its limits are reached.
+    """
     try:
         data = reader.read(uri, 16 * max_pixels + 2**20)  # 16 bytes a pixel are more than any format needs
         return examine(data, max_pixels), data
@@ -95,7 +106,16 @@ def read_one(reader: Reader, uri: str, max_pixels: int) -> Result:
     except OSError as error:
         if error.errno == errno.EFBIG:
             return Bad(uri, "too-large", f"{error.strerror}; {max_pixels} pixels (ingest.max_pixels) cannot need as many"), b""
-        return Bad(uri, "unreadable", error.strerror or type(error).__name__), b""
+        if error.errno in OF_THE_FILE:
+            return Bad(uri, "unreadable", error.strerror or type(error).__name__), b""
+        raise SourceError(
+            f"{quoted_path(uri)} cannot be read now ({error.strerror or error}): this machine's disk, network or limits are at fault; "
+            "mend that and run again, or move the file away if it alone cannot be read"
+        ) from error
+    except MemoryError as error:
+        raise SourceError(
+            f"{quoted_path(uri)}: not enough memory to decode it; lower ingest.workers or ingest.max_pixels, or move the file away, and run again"
+        ) from error
 
 
 def read_chunk(reader: Reader, uris: Sequence[str], max_pixels: int) -> list[Result]:
@@ -109,7 +129,7 @@ def read_all(reader: Reader, uris: Sequence[str], max_pixels: int, workers: int)
     Memory: three chunks a process are under way, each of at most CHUNK_BYTES or one file.
 
     Raises:
-        SourceError: a process was killed, naming the files that were being read.
+        SourceError: the machine failed while reading a file, or a process was killed; names the file, or those that were being read.
     """
     chunks = chunked(reader, uris)
     first = list(itertools.islice(chunks, ALONE))
@@ -132,7 +152,7 @@ def read_all(reader: Reader, uris: Sequence[str], max_pixels: int, workers: int)
         except BrokenProcessPool as error:
             busy = [uri for _, chunk in waiting for uri in chunk]
             raise SourceError(
-                f"a reading process was killed, perhaps for lack of memory, with {len(busy)} files under way ({', '.join(busy[:3])}, ...); "
+                f"a reading process was killed, perhaps for lack of memory, with {len(busy)} files under way ({some(busy, 3, quoted_path)}); "
                 "lower ingest.workers or ingest.max_pixels, and run again"
             ) from error
         finally:
@@ -152,10 +172,8 @@ def chunked(reader: Reader, uris: Iterable[str]) -> Iterator[list[str]]:
     total = 0
     for uri in uris:
         chunk.append(uri)
-        try:
+        with contextlib.suppress(OSError):  # reading it will say why
             total += reader.size(uri)
-        except OSError:  # reading it will say why
-            total += 0
         if len(chunk) >= CHUNK_FILES or total >= CHUNK_BYTES:
             yield chunk
             chunk, total = [], 0

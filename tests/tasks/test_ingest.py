@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -77,10 +78,9 @@ def load(folder: Path) -> Ingested:
 
 
 def outputs(folder: Path) -> dict[str, str]:
-    """Hashes of all that the stage wrote."""
-    return {
-        path.relative_to(folder).as_posix(): name_of(path.read_bytes()) for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "params.yaml"
-    }
+    """Hashes of the stage's outputs; what it notes of its environment is none."""
+    others = ("params.yaml", "environment.json")
+    return {path.relative_to(folder).as_posix(): name_of(path.read_bytes()) for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in others}
 
 
 def rows(table: Table) -> list[dict[str, Any]]:
@@ -225,6 +225,22 @@ def test_share_for_testing_is_by_id_and_stays(tmp_path: Path) -> None:
     assert {uri: split for uri, split in by_uri(second, "split").items() if uri in expected} == expected
 
 
+def test_what_was_for_training_is_never_tested_on(tmp_path: Path) -> None:
+    """Images without a label are bought in rounds, and later filed under their classes; or the share is raised over those trained on."""
+    chosen = [i for i in range(200) if int(name_of(picture(i))[:8], 16) < 0.3 * 2**32]
+    old = chosen[: len(chosen) // 2]
+    photos = write(tmp_path / "photos", {f"unlabeled/{i:03}.png": picture(i) for i in old})
+    first = make(tmp_path / "p001", photos, test=0.3)
+    assert first.report.splits == {"train": len(old)}
+    shutil.rmtree(photos)
+    write(photos, {f"dress/{i:03}.png": picture(i) for i in chosen})
+    second = make(tmp_path / "p002", photos, tmp_path / "p001", test=0.3)
+    assert by_uri(second, "split") == {f"dress/{i:03}.png": "train" if i in old else "test" for i in chosen}
+    third = make(tmp_path / "p003", photos, tmp_path / "p002", test=1.0)
+    assert by_uri(third, "split") == by_uri(second, "split")
+    assert make(tmp_path / "elsewhere/p001", photos, test=0.3).report.splits == {"test": len(chosen)}  # where nothing was trained on
+
+
 def test_share_for_testing_is_not_used_where_the_source_has_a_test_split(tmp_path: Path) -> None:
     source = write(tmp_path / "photos", {"train/dress/a.png": picture(1), "test/dress/b.png": picture(2)})
     assert make(tmp_path / "p001", source, test=1.0).report.splits == {"train": 1, "test": 1}
@@ -356,12 +372,81 @@ def test_file_larger_than_its_pixels_can_be_is_not_read(tmp_path: Path) -> None:
     assert pool.quarantine.frame["detail"].tolist() == [f"{2**36} bytes; 50000000 pixels (ingest.max_pixels) cannot need as many"]
 
 
+def riff_head(side: int) -> bytes:
+    """The beginning of a WebP with that canvas."""
+    return b"RIFF" + struct.pack("<I", 22) + b"WEBPVP8X" + struct.pack("<I", 10) + bytes(4) + 2 * (side - 1).to_bytes(3, "little")
+
+
+def tiff_head(side: int) -> bytes:
+    """A grey TIFF of side x side pixels, of which only the header is there."""
+    tags = {256: side, 257: side, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: side, 279: side * side}
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items()) + bytes(4)
+
+
+@pytest.mark.parametrize("data", [riff_head(16_384), tiff_head(20_000)], ids=["WebP", "TIFF"])
+def test_what_pillow_itself_finds_too_large_is_called_so(data: bytes) -> None:
+    with pytest.raises(UnfitError) as caught:
+        examine(data, 10**9)
+    assert caught.value.reason == "too-large"
+    assert "exceeds limit of 178956970 pixels" in caught.value.detail
+
+
+def test_too_little_memory_is_no_fault_of_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def starved(image: Image.Image) -> Image.Image:
+        raise MemoryError
+
+    monkeypatch.setattr(reading, "to_rgb", starved)
+    with pytest.raises(SourceError) as caught:
+        make(tmp_path / "p001", write(tmp_path / "photos", {"\x1b[31mgood.png": picture(1)}))
+    assert str(caught.value) == (
+        '"\\x1b[31mgood.png": not enough memory to decode it; lower ingest.workers or ingest.max_pixels, or move the file away, and run again'
+    )
+    assert outputs(tmp_path / "p001") == {}
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ESTALE, errno.ETIMEDOUT])
+def test_a_machine_that_fails_is_no_fault_of_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    fail_with(code, monkeypatch)
+    with pytest.raises(SourceError) as caught:
+        make(tmp_path / "p001", write(tmp_path / "photos", {"a.png": picture(1)}))
+    assert str(caught.value).startswith(
+        f'"a.png" cannot be read now ({os.strerror(code)}): this machine\'s disk, network or limits are at fault; mend that and'
+    )
+    assert outputs(tmp_path / "p001") == {}
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG])
+def test_a_file_that_may_not_be_read_goes_to_quarantine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    source = write(tmp_path / "photos", {"a.png": picture(1), "b.png": picture(2)})
+    make(tmp_path / "p001", source)
+    write(source, {"c.png": picture(3)})
+    fail_with(code, monkeypatch)
+    pool = make(tmp_path / "p002", source, tmp_path / "p001")
+    assert pool.quarantine.frame.to_dict("records") == [{"uri": "c.png", "reason": "unreadable", "detail": os.strerror(code)}]
+
+
+def fail_with(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on, reading any file fails so."""
+
+    def failing(self: Files, uri: str, most: int) -> bytes:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Files, "read", failing)
+
+
+def test_file_names_cannot_drive_the_terminal(tmp_path: Path) -> None:
+    source = write(tmp_path / "photos", {"\x1b[31mevil.png": b"text"})
+    with pytest.raises(SourceError) as caught:
+        make(tmp_path / "p001", source)
+    assert str(caught.value).endswith(":\n  \"\\x1b[31mevil.png\": not-an-image (no image format known here; it begins with b'text')")
+
+
 def test_nothing_readable(tmp_path: Path) -> None:
     source = write(tmp_path / "photos", {f"{i}.jpg": b"text" for i in range(7)})
     with pytest.raises(SourceError) as caught:
         make(tmp_path / "p001", source)
     assert str(caught.value) == f"none of the 7 files of '{source}' is a readable image:\n" + "\n".join(
-        f"  {i}.jpg: not-an-image (no image format known here; it begins with b'text')" for i in range(5)
+        f"  \"{i}.jpg\": not-an-image (no image format known here; it begins with b'text')" for i in range(5)
     )
     assert outputs(tmp_path / "p001") == {}
     with pytest.raises(SourceError, match="is empty: no image files in it"):
@@ -551,23 +636,26 @@ def test_pool_that_names_itself_is_the_first(tmp_path: Path, many: Path) -> None
 # ---- processes
 
 
+DEADLY = "\x1b[31mdeadly.png"
+
+
 @dataclass(frozen=True)
 class Deadly(Files):
-    """Kills the process that reads the file named deadly."""
+    """Kills the process that reads the file named DEADLY."""
 
     def read(self, uri: str, most: int) -> bytes:
-        if uri == "deadly.png":
+        if uri == DEADLY:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().read(uri, most)
 
 
 def test_killed_reader_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "ALONE", 1)
-    write(tmp_path, {"a.png": picture(1), "deadly.png": picture(2)})
+    write(tmp_path, {"a.png": picture(1), DEADLY: picture(2)})
     with pytest.raises(
-        SourceError, match=r"a reading process was killed, perhaps for lack of memory, with \d+ files under way \(.*deadly\.png.*\); lower ingest\.workers"
+        SourceError, match=r'a reading process was killed, perhaps for lack of memory, with 2 files under way \("a\.png", "\\x1b\[31mdeadly\.png"\); lower'
     ):
-        list(read_all(Deadly(tmp_path), ["a.png", "deadly.png"], 10**6, 2))
+        list(read_all(Deadly(tmp_path), ["a.png", DEADLY], 10**6, 2))
 
 
 def children(pid: int) -> list[int]:
