@@ -1,8 +1,8 @@
 """The batch: what labellers get, in the order of the picks, for Label Studio, for a spreadsheet and for the eye.
 
-Labelling is blind. Nothing in the batch says which arm an image is in, nor the method's score, which would say it too (the control arm has none):
-both are in selection.parquet and join by image id. The model's prediction is shown as a suggestion in the acquired arm alone, since people follow
-suggestions, and the control arm's answers judge the model.
+Labelling is blind: the same picks give the same batch whichever arm they are in. Arm, score and reason are in selection.parquet alone, and join by
+image id. What the model expects is shown only where `export.suggestions` asks for it, then for both arms alike: people follow suggestions, and the
+control arm's answers judge the model.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from xml.sax.saxutils import quoteattr
 
 import pyarrow.compute as pc
 
-from tasks.answers import CONTROL, SKIP, check_classes, guard
+from tasks.answers import CONTROL, SKIP, check_classes
 from tasks.artifacts import Batch, Manifest, Selection, Shards
 from tasks.contact_sheet import contact_sheet
 from tasks.errors import ArtifactError
 from tasks.images import SUFFIXES, Images
 from tasks.params import Export
+from tasks.spreadsheets import guard
 from tasks.stage import Run, stage
 
 IMAGE = "image"  # name of the picture in Label Studio's configuration and key of its address in a task
@@ -42,7 +43,7 @@ class Pick:
     id: str
     uri: str
     format: str
-    prediction: str | None  # None without a model and in the control arm
+    prediction: str | None  # None without a model or a wish for suggestions, and where people are not asked about the class
     confidence: float | None
 
 
@@ -50,7 +51,7 @@ class Pick:
 def export(selection: Selection, manifest: Manifest, shards: Shards, params: Export, run: Run) -> Batch:
     """Write the picks as tasks for the labellers."""
     classes = check_classes(run.params.classes)
-    picks = picks_of(selection, manifest, classes)
+    picks = picks_of(selection, manifest, classes if params.suggestions else ())
     images = Images(manifest, shards.path)
     folder = run.scratch / "batch"
     folder.mkdir()
@@ -59,7 +60,7 @@ def export(selection: Selection, manifest: Manifest, shards: Shards, params: Exp
     write(folder / "batch.csv", "\ufeff" + batch_csv(picks, run.round))  # the mark makes spreadsheets read UTF-8
     write(folder / "README.txt", readme(run.round, classes, images=params.images))
     title = f"{run.round}: {f'the first {SHEET} of ' if len(picks) > SHEET else ''}{len(picks)} images to label, by rank"
-    sheet = contact_sheet(((images[pick.row], str(pick.rank)) for pick in picks[:SHEET]), params.columns, title=title)
+    sheet = contact_sheet(((images[pick.row], str(pick.rank)) for pick in picks[:SHEET]), params.columns, title)
     sheet.save(folder / "contact_sheet.png", compress_type=zlib.Z_RLE)  # no search for matches, whose outcome may differ between processors
     if params.images:
         (folder / "images").mkdir()
@@ -68,8 +69,8 @@ def export(selection: Selection, manifest: Manifest, shards: Shards, params: Exp
     return Batch(folder)
 
 
-def picks_of(selection: Selection, manifest: Manifest, classes: Sequence[str]) -> list[Pick]:
-    """The picks in rank order, with what the manifest knows of them; only classes that are asked about are suggested."""
+def picks_of(selection: Selection, manifest: Manifest, suggested: Sequence[str]) -> list[Pick]:
+    """The picks in rank order, with what the manifest knows of them, and predictions of the classes that may be suggested."""
     chosen = selection.table.sort_by("rank")
     rows = pc.index_in(chosen["id"], value_set=manifest.table["id"].combine_chunks())
     if rows.null_count:
@@ -77,15 +78,14 @@ def picks_of(selection: Selection, manifest: Manifest, classes: Sequence[str]) -
         raise ArtifactError(f"selection.parquet names {len(strangers)} images that the pool does not have, first {strangers[0]}; run acquire again")
     places = manifest.table.select(["uri", "format"]).take(rows).to_pylist()
     return [
-        Pick(pick["rank"], row, pick["id"], place["uri"], place["format"], *suggestion(pick, classes))
+        Pick(pick["rank"], row, pick["id"], place["uri"], place["format"], *suggestion(pick, suggested))
         for pick, row, place in zip(chosen.to_pylist(), rows.to_pylist(), places, strict=True)
     ]
 
 
-def suggestion(pick: Mapping[str, Any], classes: Sequence[str]) -> tuple[str | None, float | None]:
+def suggestion(pick: Mapping[str, Any], suggested: Sequence[str]) -> tuple[str | None, float | None]:
     """Prediction and confidence as labellers may see them."""
-    shown = pick["arm"] != "control" and pick["prediction"] in classes
-    return (pick["prediction"], pick["confidence"]) if shown else (None, None)
+    return (pick["prediction"], pick["confidence"]) if pick["prediction"] in suggested else (None, None)
 
 
 def tasks(picks: Sequence[Pick], url_prefix: str, run: Run) -> list[dict[str, object]]:

@@ -14,13 +14,14 @@ from PIL import Image, ImageChops
 
 from tasks.answers import read, validate
 from tasks.artifacts import Answers, Manifest, PreviousLabels, Selection, Shards
-from tasks.contact_sheet import contact_sheet, face, fitted
+from tasks.contact_sheet import contact_sheet, face
 from tasks.errors import ArtifactError, ParamsError
 from tasks.export import address, export
 from tasks.params import Export, Params
 from tasks.stage import Run, find
 
 CLASSES = ["dress", "t-shirt & <b>", 'say "x"', "it's", "платье", "=1+1"]
+HEAD = 15 + 2 * 8  # pixels of the contact sheet's title
 ODD_URIS = ["train/a.png", "=cmd|' /C calc'!A0.png", "a b#1?.png", "платье/ü,;\"'.png", "line\nbreak.png", "'=q.png", "@x.jpg", "-1.png"]
 
 
@@ -81,7 +82,7 @@ def odd(tmp_path: Path) -> tuple[Manifest, Shards, list[str]]:
 def test_tasks_for_label_studio(odd: tuple[Manifest, Shards, list[str]], tmp_path: Path) -> None:
     manifest, shards, ids = odd
     picks = select([ids[2], ids[0], ids[1], ids[3]], control=1, predictions=["dress", "retired class", None, "dress"])
-    batch = export(picks, manifest, shards, Export(url_prefix="https://host/bucket/"), run_in(tmp_path / "s"))
+    batch = export(picks, manifest, shards, Export(url_prefix="https://host/bucket/", suggestions=True), run_in(tmp_path / "s"))
     result = {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": ["dress"]}}
     assert json.loads((batch.path / "tasks.json").read_text("utf-8")) == [
         {
@@ -107,7 +108,7 @@ def test_tasks_for_label_studio(odd: tuple[Manifest, Shards, list[str]], tmp_pat
                 "al_round": "r002",
                 "al_rank": 3,
             },
-            "predictions": [],
+            "predictions": [{"model_version": "r001", "score": 0.75, "result": [result]}],
         },
     ]
 
@@ -126,16 +127,23 @@ def test_addresses(prefix: str, uri: str, expected: str) -> None:
 
 
 def test_labelling_is_blind(odd: tuple[Manifest, Shards, list[str]], tmp_path: Path) -> None:
+    """Whichever arm the picks are in, and with whichever score, the batch is the same to the byte; and it has suggestions, which are for both."""
     manifest, shards, ids = odd
-    batch = export(select(ids, control=3, predictions=["dress"] * 8), manifest, shards, Export(), run_in(tmp_path / "s"))
-    texts = {name: data.decode() for name, data in files_of(batch.path).items() if name.endswith((".json", ".csv", ".xml", ".txt"))}
-    assert sorted(texts) == ["README.txt", "batch.csv", "labeling_config.xml", "tasks.json"]
-    for text in texts.values():
-        assert not any(word in text for word in ("control", "acquired", "because", "0.125", "al_score"))
-    tasks = json.loads(texts["tasks.json"])
-    assert [bool(task["predictions"]) for task in tasks] == [True] * 5 + [False] * 3
-    rows = list(csv.DictReader(io.StringIO(texts["batch.csv"].removeprefix("\ufeff"), newline="")))
-    assert [(row["prediction"], row["score"]) for row in rows] == [("dress", "0.7500")] * 5 + [("", "")] * 3
+    batches = []
+    for control in (0, 3, 8):
+        picks = select(ids, control=control, predictions=["dress", None, *["dress"] * 6])
+        batches.append(files_of(export(picks, manifest, shards, Export(suggestions=True), run_in(tmp_path / f"{control}")).path))
+    assert batches[0] == batches[1] == batches[2]
+    rows = list(csv.DictReader(io.StringIO(batches[1]["batch.csv"].decode("utf-8-sig"), newline="")))
+    assert [(row["prediction"], row["score"]) for row in rows] == [("dress", "0.7500"), ("", ""), *[("dress", "0.7500")] * 6]
+    assert [bool(task["predictions"]) for task in json.loads(batches[1]["tasks.json"])] == [True, False] + [True] * 6
+
+
+def test_nothing_is_suggested_unless_asked_for(odd: tuple[Manifest, Shards, list[str]], tmp_path: Path) -> None:
+    manifest, shards, ids = odd
+    files = files_of(export(select(ids, predictions=["dress"] * 8), manifest, shards, Export(), run_in(tmp_path / "s")).path)
+    assert b"dress" not in files["batch.csv"]
+    assert all(task["predictions"] == [] for task in json.loads(files["tasks.json"]))
 
 
 def test_labeling_config_holds_any_class(odd: tuple[Manifest, Shards, list[str]], tmp_path: Path) -> None:
@@ -164,7 +172,7 @@ def test_many_classes_become_a_list_to_choose_from(odd: tuple[Manifest, Shards, 
 
 def test_batch_csv_begins_no_cell_like_a_formula(odd: tuple[Manifest, Shards, list[str]], tmp_path: Path) -> None:
     manifest, shards, ids = odd
-    batch = export(select(ids, predictions=["=1+1"] * 8), manifest, shards, Export(), run_in(tmp_path / "s"))
+    batch = export(select(ids, predictions=["=1+1"] * 8), manifest, shards, Export(suggestions=True), run_in(tmp_path / "s"))
     content = (batch.path / "batch.csv").read_bytes()
     assert content.startswith(b"\xef\xbb\xbfimage_id,uri,al_round,al_rank,prediction,score,label\n")
     header, *rows = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
@@ -177,7 +185,7 @@ def test_batch_csv_begins_no_cell_like_a_formula(odd: tuple[Manifest, Shards, li
 def test_a_filled_in_batch_csv_comes_back_whole(odd: tuple[Manifest, Shards, list[str]], tmp_path: Path) -> None:
     manifest, shards, ids = odd
     picks = select(ids, predictions=["=1+1"] * 8)
-    batch = export(picks, manifest, shards, Export(), run_in(tmp_path / "s"))
+    batch = export(picks, manifest, shards, Export(suggestions=True), run_in(tmp_path / "s"))
     table = list(csv.reader(io.StringIO((batch.path / "batch.csv").read_text("utf-8-sig"), newline="")))
     labels = ["dress", "'=1+1", "=1+1", "__skip__", "платье", 'say "x"', "it's", ""]  # the second as copied from the prediction beside it
     answers = tmp_path / "answers"
@@ -193,7 +201,7 @@ def test_a_filled_in_batch_csv_comes_back_whole(odd: tuple[Manifest, Shards, lis
 def test_an_untouched_batch_csv_and_tasks_json_hold_no_answer(odd: tuple[Manifest, Shards, list[str]], tmp_path: Path) -> None:
     manifest, shards, ids = odd
     picks = select(ids, predictions=["dress"] * 8)
-    batch = export(picks, manifest, shards, Export(), run_in(tmp_path / "s"))
+    batch = export(picks, manifest, shards, Export(suggestions=True), run_in(tmp_path / "s"))
     answers = tmp_path / "answers"
     answers.mkdir()
     for name in ("batch.csv", "tasks.json", "README.txt"):
@@ -229,9 +237,9 @@ def test_the_readme_says_where_answers_go(odd: tuple[Manifest, Shards, list[str]
 
 def test_the_same_picks_give_the_same_bytes(odd: tuple[Manifest, Shards, list[str]], tmp_path: Path) -> None:
     manifest, shards, ids = odd
-    first = export(select(ids, control=2, predictions=["dress"] * 8), manifest, shards, Export(), run_in(tmp_path / "one"))
+    first = export(select(ids, control=2, predictions=["dress"] * 8), manifest, shards, Export(suggestions=True), run_in(tmp_path / "one"))
     os.utime(shards.path / "000000.tar", (1, 1))
-    second = export(select(ids, control=2, predictions=["dress"] * 8), manifest, shards, Export(), run_in(tmp_path / "elsewhere" / "two"))
+    second = export(select(ids, control=2, predictions=["dress"] * 8), manifest, shards, Export(suggestions=True), run_in(tmp_path / "elsewhere" / "two"))
     assert len(files_of(first.path)) == 13
     assert files_of(first.path) == files_of(second.path)
     assert not [name for name, data in files_of(first.path).items() if str(tmp_path).encode() in data]
@@ -261,38 +269,34 @@ def test_what_the_stage_reads_and_writes() -> None:
 
 def test_tiles_lie_in_the_order_given() -> None:
     colors = [(10 * row, 0, 255 - 10 * row) for row in range(7)]
-    sheet = contact_sheet([(Image.new("RGB", (5, 5), color), str(row)) for row, color in enumerate(colors)], columns=3, tile=40)
-    step_x, step_y = 40 + 8, 40 + 8 + 16
-    assert sheet.size == (3 * step_x + 8, 3 * step_y + 8)
-    assert [sheet.getpixel((8 + 20 + row % 3 * step_x, 8 + 20 + row // 3 * step_y)) for row in range(7)] == colors
+    sheet = contact_sheet([(Image.new("RGB", (5, 5), color), str(row)) for row, color in enumerate(colors)], 3, "title")
+    step_x, step_y = 96 + 8, 96 + 8 + 16
+    assert sheet.size == (3 * step_x + 8, HEAD + 3 * step_y + 8)
+    assert [sheet.getpixel((8 + 48 + row % 3 * step_x, HEAD + 8 + 48 + row // 3 * step_y)) for row in range(7)] == colors
 
 
 def test_proportions_are_kept() -> None:
-    sheet = contact_sheet([(Image.new("RGB", (400, 100), (255, 0, 0)), "")], columns=1, tile=40)
+    sheet = contact_sheet([(Image.new("RGB", (400, 100), (255, 0, 0)), "")], 1, "")
     red = (np.asarray(sheet) == (255, 0, 0)).all(axis=2)
     rows, columns = np.flatnonzero(red.any(axis=1)), np.flatnonzero(red.any(axis=0))
-    assert (rows[0], rows[-1], columns[0], columns[-1]) == (8 + 15, 8 + 24, 8, 8 + 39)
+    assert (rows[0], rows[-1], columns[0], columns[-1]) == (HEAD + 8 + 36, HEAD + 8 + 59, 8, 8 + 95)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK"])
 def test_any_mode_and_any_size(mode: str) -> None:
     for size in ((1, 1), (1, 3000), (3000, 1), (500, 500)):
-        assert contact_sheet([(Image.new(mode, size), "x")], columns=10, tile=32).size == (8 + 40, 8 + 40 + 16)
+        assert contact_sheet([(Image.new(mode, size), "x")], 10, "").size == (8 + 104, HEAD + 8 + 104 + 16)
 
 
-def test_captions_are_drawn_and_cut_at_the_tile() -> None:
+def test_captions_are_drawn_below_their_tiles() -> None:
     tile = Image.new("RGB", (10, 10))
-    sheets = [contact_sheet([(tile, caption)], columns=1) for caption in ("12", "13", "12\nx")]
-    assert ImageChops.difference(sheets[0], sheets[1]).getbbox()
-    assert sheets[2].height == sheets[0].height + 16
-    long = fitted("a very long caption of a class", 60)
-    assert long.endswith("…")
-    assert face(12).getlength(long) <= 60
-    assert fitted("short", 60) == "short"
+    box = ImageChops.difference(*(contact_sheet([(tile, caption)], 1, "") for caption in ("12", "13"))).getbbox()
+    assert box is not None
+    assert box[1] >= HEAD + 8 + 96
 
 
 def test_an_empty_sheet_still_says_its_title() -> None:
-    assert len(contact_sheet([], columns=10, title="nothing picked").getcolors(100_000) or []) > 1
+    assert len(contact_sheet([], 10, "nothing picked").getcolors(100_000) or []) > 1
 
 
 def test_letters_are_there_for_other_scripts() -> None:
@@ -313,8 +317,7 @@ def test_the_sheet_is_bounded_and_says_so(tmp_path: Path) -> None:
     below = (0, 40, many.width, many.height)
     assert not ImageChops.difference(many.crop(below), some.crop(below)).getbbox()
     assert ImageChops.difference(many, some).getbbox()
-    head = 15 + 2 * 8
-    middle = [many.getpixel((8 + 48 + row % 20 * 104, head + 8 + 48 + row // 20 * 120)) for row in range(200)]
+    middle = [many.getpixel((8 + 48 + row % 20 * 104, HEAD + 8 + 48 + row // 20 * 120)) for row in range(200)]
     assert middle == colors[:200]
 
 
