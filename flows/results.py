@@ -13,7 +13,7 @@ from PIL import Image
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.context import FlowRunContext, TaskRunContext
 
-from flows.tracking import redact
+from flows.addresses import redact
 from tasks.artifacts import AcquireReport, Batch, Estimate, ImportReport, IngestReport, Metrics, PretrainCurve, PretrainReport, Quarantine, Rejects, Selection
 from tasks.errors import ArtifactError, WorkspaceError
 from tasks.signals import Signals
@@ -59,10 +59,7 @@ def ingest(this: Round) -> None:
 def pretrain(this: Round) -> None:
     """The loss, epoch by epoch."""
     report = PretrainReport.load(this.file(PretrainReport.file))
-    path = this.file(PretrainCurve.file)
-    if not path.exists():
-        raise ArtifactError(f"{path} is missing; run the stage that writes it")
-    lines = PretrainCurve.load(path).lines
+    lines = PretrainCurve.load(this.file(PretrainCurve.file)).lines
     about = (
         f"{report.method}, {report.encoder} at {report.image_size} px: {report.parameters:,} weights, {report.dim} numbers an image, {report.images:,} images"
     )

@@ -6,8 +6,9 @@ of the `dvc.yaml` that runs the stage; `${...}` names come from the `params.yaml
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -228,6 +229,17 @@ class Predictions(Table):
 # ---- small records that people read ------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def reading(path: Path, kind: type[Artifact]) -> Iterator[None]:
+    """Raise what goes wrong in reading a text that git holds as an ArtifactError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} is missing; run the stage that writes it") from error
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} is not a {kind.__name__}: {error}; restore it with `git checkout {path}`") from error
+
+
 class Record(Artifact, BaseModel):
     """A small JSON file with sorted keys, held by git."""
 
@@ -236,12 +248,8 @@ class Record(Artifact, BaseModel):
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        try:
+        with reading(path, cls):
             return cls.model_validate_json(path.read_text("utf-8"))
-        except FileNotFoundError as error:
-            raise ArtifactError(f"{path} is missing; run the stage that writes it") from error
-        except (ValidationError, UnicodeDecodeError) as error:
-            raise ArtifactError(f"{path} is not a {cls.__name__}: {error}; restore it with `git checkout {path}`") from error
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True, allow_nan=False) + "\n", "utf-8")
@@ -351,7 +359,8 @@ class PretrainCurve(Artifact):
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        return cls([Line.model_validate_json(line) for line in path.read_text("utf-8").splitlines()])
+        with reading(path, cls):
+            return cls([Line.model_validate_json(line) for line in path.read_text("utf-8").splitlines()])
 
     def save(self, path: Path) -> None:
         path.write_text("".join(json.dumps(line.model_dump(), sort_keys=True) + "\n" for line in self.lines), "utf-8")

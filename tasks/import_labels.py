@@ -97,5 +97,5 @@ def too_few(checked: Checked, params: ImportLabels, round: str) -> str:
     wanted = f"import-labels.min_answered is {params.min_answered:g}"
     if params.labeller == ORACLE:
         remedy = "lower it and `rondo open --again`, or have people answer (labeller: files)"
-        return f"{checked.summary()}\n{wanted}, and the source has no label for the others; {remedy}"
+        return f"{checked.summary()}\n{wanted}, and the source has no label among `classes` for the others; {remedy}"
     return f"{checked.summary()}\n{wanted}; answer the others in answers/{round}/, or lower it in rounds/{round}/params.yaml"

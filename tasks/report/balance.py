@@ -56,9 +56,9 @@ def count_classes(facts: Facts) -> Balance | None:
     answered = facts.labels is not None
     column, source = ("label", "the answers") if answered else ("prediction", "what the model in use expects, as long as there are no answers")
     reference, origin = pool_classes(facts)
-    of: dict[str, pd.Series[str]] = {arm: picks.loc[picks["arm"] == arm, column].dropna() for arm in ("acquired", "control")} | {"pool": reference}
-    names = list(dict.fromkeys([*facts.classes, *sorted(set().union(*of.values()))]))
-    counts = pd.DataFrame({key: classes.value_counts().reindex(names, fill_value=0) for key, classes in of.items()}, index=pd.Index(names))
+    classes_by_kind: dict[str, pd.Series[str]] = {arm: picks.loc[picks["arm"] == arm, column].dropna() for arm in ("acquired", "control")} | {"pool": reference}
+    names = list(dict.fromkeys([*facts.classes, *sorted(set().union(*classes_by_kind.values()))]))
+    counts = pd.DataFrame({kind: classes.value_counts().reindex(names, fill_value=0) for kind, classes in classes_by_kind.items()}, index=pd.Index(names))
     return Balance(counts, source, origin) if counts[["acquired", "control"]].to_numpy().sum() else None
 
 

@@ -18,7 +18,7 @@ from tasks.report.markup import Child, Html, element, join
 
 Points = npt.NDArray[np.float64]  # (n, 2)
 
-FEW = 20  # classes up to which a matrix has room for large cells and slanted names
+FEW = 20  # classes up to which a matrix has room for large cells and slanted names, and the page for a recall each beside it
 
 
 @dataclass(frozen=True)
@@ -174,11 +174,11 @@ def intervals(series: Sequence[Series], x_label: str, y_label: str, *, width: in
 def whiskered(x: float, y: float, low: float, high: float, series: Series, mark: Mark) -> Html:
     """One estimate: whiskers, caps, shape, label beside it, and everything in words when hovered."""
     e = mark.estimate
-    whisker = f"M{x:.1f} {low:.1f}V{high:.1f}M{x - 4:.1f} {low:.1f}h8M{x - 4:.1f} {high:.1f}h8"
+    outline = f"M{x:.1f} {low:.1f}V{high:.1f}M{x - 4:.1f} {low:.1f}h8M{x - 4:.1f} {high:.1f}h8"
     return element(
         "g",
         element("title", f"{mark.label}, {series.name}: {e.value:.1%} [{100 * e.low:.1f}, {100 * e.high:.1f}] of {e.n} images; {mark.x:,.0f} labels"),
-        element("path", d=whisker, class_=f"whisker {series.kind}"),
+        element("path", d=outline, class_=f"whisker {series.kind}"),
         SHAPES[series.kind](x, y, 5, class_=f"mark {series.kind}"),
         element("text", mark.label, x=x - 9, y=y, dy="-0.5em", text_anchor="end", class_="point") if mark.label and series.joined else None,
     )

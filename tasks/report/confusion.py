@@ -14,7 +14,6 @@ from tasks.report.layout import class_cell, count_images, elsewhere, percent, se
 from tasks.report.markup import Child, Html, element, join
 
 MOST = 50  # classes up to which the matrix is drawn
-FEW = 20  # classes up to which every recall is told, and the matrix leaves room beside it
 WORST = 20  # rows of a list of the worst
 
 Counts = npt.NDArray[np.int64]
@@ -36,7 +35,7 @@ def confusion(facts: Facts) -> Html | None:
     told = [join("; " if rank else " Most often confused: ", in_words(*each)) for rank, each in enumerate(found[:3])]
     lead = join(f"{int(np.trace(counts)):,} of {count_images(len(tested))} right.", told, "." if told else None)
     left = drawn(counts, names) if len(names) <= MOST else listed(found[:WORST])
-    beside = "pair" if len(names) <= FEW or len(names) > MOST else None
+    beside = "pair" if len(names) <= charts.FEW or len(names) > MOST else None
     return section(title, element("div", left, recall(metrics, names), class_=beside), lead=lead)
 
 
@@ -67,7 +66,7 @@ def in_words(actual: str, predicted: str, images: int, share: float) -> Html:
 def recall(metrics: Metrics, classes: Sequence[str]) -> Html:
     """Recall by class with intervals; of more than a few classes the lowest."""
     heading, names = "Recall by class, with 95% interval", [name for name in classes if name in metrics.recall]
-    if len(names) > FEW:
+    if len(names) > charts.FEW:
         known = {name: estimate.value for name, estimate in metrics.recall.items() if estimate is not None}
         names = sorted((name for name in names if name in known), key=lambda name: known[name])[:WORST]
         heading = f"The {len(names)} classes with the lowest recall, with 95% interval"

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from tasks.artifacts import AcquireReport, Artifact, ImportReport, Known, Labels, Manifest, Metrics, Predictions, PreviousLabels, Selection, Shards
+from tasks.artifacts import AcquireReport, Artifact, ImportReport, Known, Labels, Manifest, Metrics, Predictions, PreviousLabels, Selection, Shards, StartLabels
 from tasks.errors import ArtifactError, WorkspaceError
 from tasks.params import Params
 from tasks.rounds import open_state
@@ -45,7 +45,7 @@ class Facts:
     manifest: Manifest | None
     shards: Shards | None
     known: Known | None
-    earlier: Labels | None  # known before this round
+    earlier: Labels | None  # known before this round, as acquire knows it
     signals: Signals | None
     selection: Selection | None
     acquired: AcquireReport | None
@@ -111,7 +111,7 @@ def gather(workspace: Workspace, name: str) -> Facts:
         manifest=there(Manifest, this),
         shards=there(Shards, this),
         known=there(Known, this),
-        earlier=there(PreviousLabels, this),
+        earlier=known_before(this),
         signals=there(Signals, this),
         selection=there(Selection, this),
         acquired=there(AcquireReport, this),
@@ -122,10 +122,16 @@ def gather(workspace: Workspace, name: str) -> Facts:
     )
 
 
-def there(kind: type[A], of: Round) -> A | None:
+def there(kind: type[A], this: Round) -> A | None:
     """The artifact, None where its file is not there."""
-    path = of.file(kind.file)
+    path = this.file(kind.file)
     return kind.load(path) if path.exists() else None
+
+
+def known_before(this: Round) -> Labels | None:
+    """What the round before knew, and what the source of a newer pool adds; None where one of them is not there."""
+    previous, start = there(PreviousLabels, this), there(StartLabels, this)
+    return previous.joined(start) if previous is not None and start is not None else None
 
 
 def past_of(this: Round) -> Past:

@@ -80,8 +80,9 @@ def control(facts: Facts, metrics: Metrics) -> Iterator[Html]:
         whose = f"The previous model ({facts.before.name})" if facts.before else "The previous model"
         value = element("strong", percent(metrics.control_accuracy, "%"))
         yield join(f"{whose} scored ", value, f" on this round's control arm ({count_images(metrics.control_accuracy.n)} drawn at random).")
-    elif facts.selection is not None and (facts.selection.frame["arm"] == "control").any():
-        yield Html("The control arm measures nothing in this round: no model had looked at it before its labels were known.")
+    elif facts.selection is not None and len(picks := facts.selection.frame.query("arm == 'control'")):
+        why = "none of its images has got a label" if picks["prediction"].notna().any() else "no model had looked at it before its labels were known"
+        yield join("The control arm measures nothing in this round: ", why, ".")
 
 
 def figures(metrics: Metrics) -> Html:

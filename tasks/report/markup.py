@@ -25,17 +25,18 @@ def element(name: str, /, *children: Child, **attributes: str | int | float | bo
         children: plain text is escaped, `Html` stays, None is nothing, numbers are written out, iterables are taken apart.
         attributes: a trailing `_` is dropped and other `_` become `-`; None and False leave the attribute out, True writes it without a value.
     """
-    written = "".join(_attribute(key, value) for key, value in attributes.items())
+    written = "".join(attribute(key, value) for key, value in attributes.items())
     end = "" if name in EMPTY else f"</{name}>"
     return Html(f"<{name}{written}>{join(children)}{end}")
 
 
 def join(*children: Child) -> Html:
     """The children one after another."""
-    return Html("".join(_text(child) for child in children))
+    return Html("".join(text_of(child) for child in children))
 
 
-def _text(child: Child) -> str:
+def text_of(child: Child) -> str:
+    """A child as it stands in the page."""
     if child is None:
         return ""
     if isinstance(child, Html):
@@ -47,7 +48,8 @@ def _text(child: Child) -> str:
     return join(*child)
 
 
-def _attribute(key: str, value: str | int | float | bool | None) -> str:
+def attribute(key: str, value: str | int | float | bool | None) -> str:
+    """An attribute with the space before it, or nothing."""
     if value is None or value is False:
         return ""
     name = key.rstrip("_").replace("_", "-")

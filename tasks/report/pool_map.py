@@ -19,16 +19,15 @@ MOST_PICKS = 1000
 FEWEST = 10  # below, there are no neighbourhoods to keep
 
 Rows = npt.NDArray[np.int64]
-Points = npt.NDArray[np.float64]
 
 
 def pool_map(facts: Facts) -> Html | None:
     """The train images in the plane; None before embed."""
-    title = "Map of the pool"
+    heading = "Map of the pool"
     if "embed" not in facts.this.lock:
         return None
     if facts.manifest is None or facts.signals is None or facts.earlier is None or not facts.signals.has("embeddings"):
-        return section(title, lead=elsewhere(facts))
+        return section(heading, lead=elsewhere(facts))
     facts.signals.check(facts.manifest)
     frame = splits(facts.manifest)
     train = np.flatnonzero(frame["split"] == "train")
@@ -36,13 +35,14 @@ def pool_map(facts: Facts) -> Html | None:
     rows = sample(train, rows_of(facts.manifest, chosen["id"].tolist()), facts.params.seed)
     places = plane(facts.signals.array("embeddings")[rows], facts.params.seed)
     if places is None:
-        return section(title, lead="There is nothing to draw: too few images, or (nearly) all of them have the same embedding.")
+        return section(heading, lead="There is nothing to draw: too few images, or (nearly) all of them have the same embedding.")
     layers = layers_of(frame["id"].iloc[rows].reset_index(drop=True), places, set(facts.earlier.frame["id"]), chosen)
-    some = f"{count_images(len(rows))} of the pool's {len(train):,} train images: the picks, and others drawn at random"
-    part = some if len(rows) < len(train) else f"all {len(rows):,} train images"
+    picks = "the picks" if len(chosen) <= MOST_PICKS else f"the first {MOST_PICKS:,} picks"
+    drawn = f"{count_images(len(rows))} of the pool's {len(train):,} train images: {picks}, and others drawn at random"
+    part = drawn if len(rows) < len(train) else f"all {len(rows):,} train images"
     lead = f"t-SNE of the embeddings of {part}. Neighbours look alike to the encoder; sizes of groups and distances between them mean nothing."
     legend = charts.legend([(layer.kind, f"{layer.name} ({len(layer.points):,})") for layer in layers])
-    return section(title, element("figure", charts.scatter(layers), legend), lead=lead)
+    return section(heading, element("figure", charts.scatter(layers), legend), lead=lead)
 
 
 def sample(train: Rows, picks: Rows, seed: int) -> Rows:
@@ -60,7 +60,7 @@ def sample(train: Rows, picks: Rows, seed: int) -> Rows:
     return np.sort(np.concatenate([first, drawn]))
 
 
-def plane(embeddings: npt.NDArray[np.float32], seed: int) -> Points | None:
+def plane(embeddings: npt.NDArray[np.float32], seed: int) -> charts.Points | None:
     """(n, 2) places where images with similar embeddings are neighbours, longer across than up; None where there is nothing to tell apart.
 
     t-SNE on directions (unit length), begun from the first two principal components: the same embeddings give the same map.
@@ -73,11 +73,11 @@ def plane(embeddings: npt.NDArray[np.float32], seed: int) -> Points | None:
     tsne = TSNE(2, perplexity=min(30.0, (len(directions) - 1) / 3), init="pca", max_iter=500, random_state=derive(seed, "report", "t-sne") % 2**32)
     places = np.asarray(tsne.fit_transform(directions), dtype=np.float64)
     centred = places - places.mean(0)
-    turned: Points = centred @ np.linalg.svd(centred, full_matrices=False)[2].T  # t-SNE's own axes mean nothing
+    turned: charts.Points = centred @ np.linalg.svd(centred, full_matrices=False)[2].T  # t-SNE's own axes mean nothing
     return turned
 
 
-def layers_of(ids: pd.Series[str], places: Points, labelled: set[str], chosen: pd.DataFrame) -> list[charts.Layer]:
+def layers_of(ids: pd.Series[str], places: charts.Points, labelled: set[str], chosen: pd.DataFrame) -> list[charts.Layer]:
     """The map's layers from the lowest to the highest; empty ones left out."""
     arm = ids.map(dict(zip(chosen["id"], chosen["arm"], strict=True)))
     before = ids.isin(labelled).to_numpy()

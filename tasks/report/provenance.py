@@ -24,24 +24,24 @@ def times(facts: Facts) -> Html | None:
     if not ran:
         return None
     longest = max(about["seconds"] for _, _, about in ran) or 1.0
-    rows: list[list[Child]] = [[of, stage, charts.bars([("time", about["seconds"] / longest)]), f"{about['seconds']:,.1f}"] for of, stage, about in ran]
-    here = sum(about["seconds"] for of, _, about in ran if of == facts.name)
+    rows: list[list[Child]] = [[name, stage, charts.bars([("time", about["seconds"] / longest)]), f"{about['seconds']:,.1f}"] for name, stage, about in ran]
+    here = sum(about["seconds"] for name, _, about in ran if name == facts.name)
     lead = f"This round's stages took {here:,.1f} s, DVC's own work around them not counted; those of {facts.pool.name} serve all rounds over it."
     return section("Stage times", table(["of", "stage", "time", ">seconds"], rows, "times"), machines(ran), lead=lead)
 
 
-def stages_of(of: Round) -> list[Ran]:
+def stages_of(this: Round) -> list[Ran]:
     """What `environment.json` says of the stages, in pipeline order."""
-    recorded = environment.load(of.path)
-    return [(of.name, stage, recorded[stage]) for stage in of.stages if stage in recorded]
+    recorded = environment.load(this.path)
+    return [(this.name, stage, recorded[stage]) for stage in this.stages if stage in recorded]
 
 
 def machines(ran: Sequence[Ran]) -> Html:
     """The environments, each with the stages that ran in it."""
     groups: dict[str, list[str]] = {}
-    for of, stage, about in ran:
+    for name, stage, about in ran:
         told = [f"{key.removeprefix('libraries.')} {value}" for key, value in environment.flatten(about).items() if key != "seconds"]
-        groups.setdefault(", ".join(told), []).append(f"{of} {stage}")
+        groups.setdefault(", ".join(told), []).append(f"{name} {stage}")
     lines = [element("p", element("b", "all stages" if len(groups) == 1 else ", ".join(stages)), ": ", told, class_="small") for told, stages in groups.items()]
     return element("details", element("summary", "What they ran on"), lines)
 

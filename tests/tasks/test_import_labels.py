@@ -143,12 +143,13 @@ def test_the_oracle_answers_what_the_source_knows(tmp_path: Path) -> None:
 
 
 def test_an_oracle_that_knows_too_little(tmp_path: Path) -> None:
-    path = known(tmp_path, {A: "dress", B: "hat"})
+    path = known(tmp_path, {A: "dress", B: "hat", C: "gown"})
     with pytest.raises(AnswersError) as error:
         bring(path, ImportLabels(labeller="oracle"))
     assert str(error.value) == (
         "2 of 4 answered; missing: al_rank 0, 3\n"
-        "import-labels.min_answered is 1, and the source has no label for the others; "
+        '  1 unknown class: known.parquet:4 "gown"\n'
+        "import-labels.min_answered is 1, and the source has no label among `classes` for the others; "
         "lower it and `rondo open --again`, or have people answer (labeller: files)"
     )
 

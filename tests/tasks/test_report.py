@@ -26,18 +26,32 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from tasks import environment, git
-from tasks.artifacts import AcquireReport, Estimate, ImportReport, Known, Labels, Manifest, Metrics, Predictions, Selection
+from tasks.acquire import acquire
+from tasks.artifacts import (
+    AcquireReport,
+    Estimate,
+    ImportReport,
+    Known,
+    Labels,
+    Manifest,
+    Metrics,
+    Predictions,
+    PreviousLabels,
+    Selection,
+    StartLabels,
+)
 from tasks.errors import ArtifactError, WorkspaceError
 from tasks.params import Params
-from tasks.report import write_report
+from tasks.report import pool_map, write_report
 from tasks.report.balance import count_classes
 from tasks.report.charts import Layer, Mark, Series, bars, decimals, intervals, matrix, scatter, ticks
-from tasks.report.facts import change, gather
+from tasks.report.facts import candidates, change, gather
 from tasks.report.markup import Html, element
 from tasks.report.picks import thumbnail
 from tasks.report.pool_map import plane, sample
 from tasks.report.provenance import in_bytes
-from tasks.stage import BEFORE_ANSWERS, ROUND_STAGES
+from tasks.signals import Signals
+from tasks.stage import BEFORE_ANSWERS, ROUND_STAGES, Run
 from tasks.workspace import Workspace
 
 CLASSES = [str(digit) for digit in range(10)]
@@ -528,6 +542,17 @@ def test_the_map_holds_every_train_image_once(fabric: Fabric, page: Node) -> Non
     assert [len(drawn.all(kind=f"{arm}")) for arm in ("acquired", "control")] == [45, 5]
 
 
+def test_a_map_that_has_no_room_for_all_picks_says_so(fabric: Fabric, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_map, "MOST", 100)
+
+    def lead() -> str:
+        return part(read(write_report(fabric.workspace, "r002")), "Map of the pool").one("p", "lead").text
+
+    assert "100 images of the pool's 320 train images: the picks, and others drawn at random." in lead()
+    monkeypatch.setattr(pool_map, "MOST_PICKS", 20)
+    assert "100 images of the pool's 320 train images: the first 20 picks, and others drawn at random." in lead()
+
+
 def test_times_and_hashes_are_those_of_the_files(fabric: Fabric, page: Node) -> None:
     stages = json.loads((fabric.root / "rounds/r002/environment.json").read_text("utf-8"))["stages"]
     expected = [["r002", name, "", f"{stages[name]['seconds']:.1f}"] for name in ROUND_STAGES] + [
@@ -602,6 +627,45 @@ def test_a_first_round_has_no_model_to_have_expected_anything(fabric: Fabric) ->
         part(page, "Picks").one("p", "lead").text
         == "Under each picture: rank; the answer. Of 50 images asked about: 49 labelled, 1 cannot be labelled (labeller: oracle)."
     )
+
+
+def test_a_control_arm_that_nobody_could_label_had_a_model_that_looked_at_it(tmp_path: Path) -> None:
+    fabric = Fabric(tmp_path / "skipped", images=200, control=0.5)
+    for name in ("r001", "r002"):
+        fabric.round(name, budget=20)
+    folder = fabric.root / "rounds/r002"
+    labels = Labels.load(folder / "labels.parquet").frame.astype({"label": object})
+    labels.loc[(labels["round"] == "r002") & (labels["arm"] == "control"), "label"] = None
+    Labels.of(labels).save(folder / "labels.parquet")
+    metrics(fabric, "r002").model_copy(update={"control_accuracy": None}).save(folder / "metrics.json")
+    lines = [node.text for node in read(write_report(fabric.workspace, "r002")).one(kind="headline").all("p")]
+    assert lines[2] == "The control arm measures nothing in this round: none of its images has got a label."
+
+
+def test_what_a_newer_pools_source_carries_was_known_before_as_acquire_knew_it(tmp_path: Path) -> None:
+    fabric = Fabric(tmp_path / "newer", images=200)
+    fabric.round("r001", budget=20)
+    fabric.round("r002", budget=20, stages=("embed",))
+    pool, folder = fabric.root / "pools/p002", fabric.root / "rounds/r002"
+    shutil.copytree(fabric.root / "pools/p001", pool)
+    train = np.flatnonzero((fabric.split == "train") & ~np.isin(fabric.ids, fabric.labels["id"]))[:15]
+    carried = fabric.label_rows(train, "p002", ["source"] * len(train))
+    Labels.of(pd.concat([Labels.load(pool / "labels.parquet").frame, carried])).save(pool / "labels.parquet")
+    frozen = (folder / "params.yaml").read_text("utf-8").replace("pool: ../../pools/p001", "pool: ../../pools/p002").replace("name: margin", "name: random")
+    (folder / "params.yaml").write_text(frozen, "utf-8")
+    (tmp_path / "scratch").mkdir()
+    params = Params.load(folder / "params.yaml")
+    made = acquire(
+        Signals.load(folder / "signals"), Manifest.load(pool / "manifest.parquet"), PreviousLabels.load(fabric.root / "rounds/r001/labels.parquet"),
+        StartLabels.load(pool / "labels.parquet"), params.acquire, Run("r002", params.seed, tmp_path / "scratch", params),
+    )  # fmt: skip
+    made.selection.save(folder / "selection.parquet")
+    made.report.save(folder / "acquire.json")
+    facts = gather(fabric.workspace, "r002")
+    assert len(candidates(facts)) == made.report.unlabelled == 160 - 20 - 15
+    page = read(write_report(fabric.workspace, "r002"))
+    assert page.one(kind="headline").all("p")[0].text.startswith("20 labels bought")
+    assert " labelled before this round (35)" in [node.text for node in part(page, "Map of the pool").one("ul", "legend").all("li")]
 
 
 def test_without_a_test_split_and_without_a_control_arm(tmp_path: Path) -> None:
