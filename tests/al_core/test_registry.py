@@ -163,7 +163,7 @@ def test_a_wrong_declaration_is_refused() -> None:
         method("knobs", needs=("logit",), **CARD)(Knobs)
     with pytest.raises(TypeError, match="parameter 'need' of method 'bare' needs a default that is int"):
         method("bare", needs=(), **CARD)(Bare)
-    with pytest.raises(TypeError, match="method 'taken' has a parameter 'seed'; `select` takes name, pool, budget, seed, partitions.* itself"):
+    with pytest.raises(TypeError, match=r"method 'taken' has a parameter 'seed'; `select` takes name, pool, budget, seed, partitions.* itself"):
         method("taken", needs=(), **CARD)(Taken)
     with pytest.raises(TypeError, match="method 'plain' is no frozen dataclass"):
         method("plain", needs=(), **CARD)(Plain)
