@@ -105,7 +105,7 @@ def init(
 @app.command("open")
 def open_(
     workspace: Where = Path(),
-    again: Annotated[bool, typer.Option("--again", help="Drop the open round, if nobody has answered yet, and open it anew.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="First drop the open round, if nobody has answered yet, or an unfinished pool.")] = False,
     new_pool: Annotated[bool, typer.Option("--new-pool", help="First make a new pool of what the source has now.")] = False,
 ) -> None:
     """Open the next round: freeze params.yaml and the pipeline into rounds/rNNN and commit them. Makes the pool first where there is none."""
@@ -115,6 +115,7 @@ def open_(
         rounds.recover(found)
         if again:
             typer.echo(f"dropped {rounds.drop(found)}")
+        rounds.refuse_open(found)
         pools = found.all("pools")
         pool = rounds.open_pool(found) if new_pool or not pools else pools[-1]
         if pool.name not in found.closed():
@@ -152,9 +153,10 @@ def close(workspace: Where = Path()) -> None:
     with holding(workspace) as found:
         this = rounds.open_now(found)
         rounds.require_complete(this)
+        rounds.require_unaltered(this)
         typer.echo(f"report: {write_report(found, this.name)}")
         typer.echo(f"MLflow: {tracking.track(found, this.name)}")
-        rounds.close(this, typer.echo)
+        rounds.close(this, typer.echo, just_run=True)
     typer.echo(f"closed {this.name} (git tag {this.tag})")
 
 
@@ -192,6 +194,59 @@ def report(name: Name = None, workspace: Where = Path()) -> None:
     found = Workspace.find(workspace)
     rounds = found.all("rounds")
     typer.echo(write_report(found, name or (rounds[-1].name if rounds else "r001")))
+
+
+@app.command()
+def acquire(
+    what_if: Annotated[list[str], typer.Option("--what-if", help="Method to try: its name, or YAML such as '{name: margin, partitions: 4}'.")],
+    workspace: Where = Path(),
+) -> None:
+    """Show what other methods would pick for the open round, and how much of it the round's own method picked. Changes nothing."""
+    from rich.console import Console
+
+    from tasks import rounds
+    from tasks.select_files import named
+    from tasks.what_if import render
+    from tasks.what_if import what_if as compare
+
+    with holding(workspace) as found:
+        this = rounds.open_now(found)
+        Console().print(render(this, compare(this, [named(each) for each in what_if])))
+
+
+@app.command()
+def select(
+    method: Annotated[str, typer.Argument(help="Name of the method; `rondo methods` lists them.")],
+    budget: Annotated[int, typer.Option(min=1, help="How many rows to pick.")],
+    out: Annotated[Path, typer.Option(help="Parquet file to write: row, score, in pick order.")],
+    seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
+    param: Annotated[list[str] | None, typer.Option(help="Parameter of the method as key=value, the value as in YAML: draw=farthest. May be repeated.")] = None,
+    embeddings: Annotated[Path | None, typer.Option(help=".npy: (n, d) floats.")] = None,
+    logits: Annotated[Path | None, typer.Option(help=".npy: (n, classes) floats.")] = None,
+    head: Annotated[Path | None, typer.Option(help="Safetensors file: weight (classes, d) and bias (classes,) of the layer that makes the logits.")] = None,
+    mc_probs: Annotated[Path | None, typer.Option(help=".npy: (passes, n, classes) class probabilities of several stochastic passes.")] = None,
+    predicted_loss: Annotated[Path | None, typer.Option(help=".npy: (n,) predicted losses.")] = None,
+    discriminator: Annotated[Path | None, typer.Option(help=".npy: (n,) probabilities of being labelled.")] = None,
+    labeled: Annotated[Path | None, typer.Option(help=".npy: (m,) row numbers whose labels are known.")] = None,
+    labels: Annotated[Path | None, typer.Option(help=".npy: (m,) class numbers of those rows, in the same order.")] = None,
+    excluded: Annotated[Path | None, typer.Option(help=".npy: Row numbers that may neither be picked nor count as known.")] = None,
+    groups: Annotated[Path | None, typer.Option(help=".npy: (n,) group numbers, for quotas.")] = None,
+    truth: Annotated[Path | None, typer.Option(help=".npy: (n,) class numbers of all rows, for methods that only backtests can run.")] = None,
+    device: Annotated[str, typer.Option(help="Where to compute, as torch names it: cpu, cuda, cuda:1.")] = "cpu",
+) -> None:
+    """Pick rows from files of signals (.npy, memory-mapped), without a workspace."""
+    from rich.console import Console
+
+    from tasks.select_files import Files, Picks, parsed, render, writable
+    from tasks.select_files import select as pick
+
+    files = Files(embeddings, logits, head, mc_probs, predicted_loss, discriminator, labeled, labels, excluded, groups, truth)
+    knobs = parsed(param or [])
+    writable(out)
+    pool = files.pool(device)
+    selection = pick(method, pool, budget, seed, knobs)
+    Picks.of_selection(selection).save(out)
+    Console().print(render(method, pool, selection, out))
 
 
 @app.command()
@@ -288,7 +343,7 @@ def servers_at_home(workspace: Workspace) -> None:
 
 def where_to_look(workspace: Workspace) -> None:
     """Say where a person finds what the cycle made."""
-    reports = sorted((workspace.root / "rounds").glob("*/report.html"))
+    reports = [path for each in workspace.all("rounds") if (path := each.path / "report.html").exists()]
     if reports:
         typer.echo(f"  report      {reports[-1]}")
     typer.echo(f"  rounds      rondo status --workspace {workspace.root}")

@@ -21,13 +21,13 @@ from packaging.specifiers import SpecifierSet
 from rich.table import Table
 from rich.text import Text
 
-from flows.tracking import answers, redact
-from tasks import dvc, git
-from tasks.code_version import code_version
+from flows.addresses import redact, responds
+from tasks import dvc
+from tasks.code_version import SOURCE, code_version
 from tasks.environment import threads
 from tasks.errors import RondoError, WorkspaceError
 from tasks.process import ChildError, run
-from tasks.rounds import check_pipeline
+from tasks.rounds import check_pipeline, held_by_git, uncommitted
 from tasks.workspace import Workspace
 
 DISTRIBUTION = "rondo-al"
@@ -88,7 +88,10 @@ def python() -> Finding:
 
 def rondo() -> Finding:
     """The version that rounds are frozen with."""
-    return Finding("Rondo", code_version())
+    try:
+        return Finding("Rondo", code_version())
+    except WorkspaceError as error:
+        return Finding("Rondo", str(error), False, f"if git finds the owner dubious: git config --global --add safe.directory {shlex.quote(str(SOURCE))}")
 
 
 def packages() -> Iterator[Finding]:
@@ -184,7 +187,7 @@ def addresses() -> Iterator[Finding]:
         elif urlsplit(address).scheme not in ("http", "https"):
             yield Finding(name, f"{variable} is {redact(address)}: no server")
         else:
-            fine = answers(f"{address.rstrip('/')}{path}")
+            fine = responds(f"{address.rstrip('/')}{path}")
             remedy = "" if fine else f"start that server, or: unset {variable}"
             yield Finding(name, f"{redact(address)} {'answers' if fine else 'does not answer'}", fine, remedy)
 
@@ -250,10 +253,8 @@ def work_tree(workspace: Workspace) -> Finding:
     """What would keep the next round from being opened; what the open round itself has made is as it should be."""
     try:
         closed = workspace.closed()
-        ours = [each for kind in ("pools", "rounds") for each in workspace.all(kind) if each.name not in closed]
-        changed = [
-            line for line in git.changes(workspace.root) if not line.split(maxsplit=1)[1].strip('"').startswith(tuple(f"{each.folder}/" for each in ours))
-        ]
+        unclosed = [each for kind in ("pools", "rounds") for each in workspace.all(kind) if each.name not in closed]
+        changed = uncommitted(workspace, [path for each in unclosed for path in held_by_git(each)])
     except WorkspaceError as error:
         return Finding("work tree", str(error), False, f"git init {shlex.quote(str(workspace.root))}")
     if not changed:

@@ -15,7 +15,8 @@ from pathlib import Path
 from types import FrameType
 from urllib.parse import urlsplit
 
-from flows.tracking import SETTINGS, answers, redact, tracking_uri
+from flows.addresses import redact, responds
+from flows.tracking import SETTINGS, tracking_uri
 from tasks.errors import WorkspaceError
 from tasks.process import die_with_parent, end_group
 from tasks.workspace import Workspace
@@ -95,7 +96,7 @@ def started(server: Server, log: Path) -> Iterator[subprocess.Popen[str]]:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            preexec_fn=die_with_parent if sys.platform == "linux" else None,
+            preexec_fn=die_with_parent,
         )
     try:
         yield child
@@ -106,7 +107,7 @@ def started(server: Server, log: Path) -> Iterator[subprocess.Popen[str]]:
 def wait_until_ready(server: Server, log: Path, child: subprocess.Popen[str]) -> None:
     """Return when it answers."""
     end = time.monotonic() + PATIENCE
-    while not answers(server.health):
+    while not responds(server.health):
         require_alive(server, log, child)
         if time.monotonic() > end:
             raise WorkspaceError(f"the {server.name} server did not answer at {server.health} within {PATIENCE:g} s:\n{last_words(log)}")

@@ -17,13 +17,12 @@ import re
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from flows.addresses import redact, responds
 from tasks import environment
 from tasks.artifacts import AcquireReport, Batch, Estimate, ImportReport, IngestReport, Labels, Manifest, Metrics, Selection
 from tasks.errors import ArtifactError, WorkspaceError
@@ -44,8 +43,6 @@ SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
-USERINFO = re.compile(r"(?<=://)[^/\s]*@")
-SECRET = re.compile(r"(?i)([?&;][^=&\s]*(?:token|secret|passw|signature|credential|key|sig|auth)[^=&\s]*=)[^&\s]+")
 
 
 def track(workspace: Workspace, name: str) -> str:
@@ -87,37 +84,20 @@ def artifact_location(workspace: Workspace, uri: str) -> str | None:
     return (workspace.private / "mlartifacts").absolute().as_uri() if urlsplit(uri).scheme.split("+")[0] in DATABASES else None
 
 
-def redact(text: str) -> str:
-    """The text without what looks like credentials in its addresses."""
-    return SECRET.sub(r"\1***", USERINFO.sub("***@", text))
-
-
 def require_tracked(this: Round) -> None:
     """Raise unless it is a round and complete."""
     if this.is_pool:
         raise WorkspaceError(f"{this.name} is a pool; rounds are tracked, each with its pool as data set")
-    missing = [stage for stage in this.stages if stage not in this.lock]
-    if missing:
-        raise WorkspaceError(f"{this.name} cannot be tracked: {', '.join(missing)} did not run yet; `rondo run` runs what can run")
+    if this.unrun:
+        raise WorkspaceError(f"{this.name} cannot be tracked: {', '.join(this.unrun)} did not run yet; `rondo run` runs what can run")
 
 
 def require_answer(uri: str) -> None:
     """Raise where MLflow is a server that does not answer: the client would go on trying for minutes."""
-    if urlsplit(uri).scheme in ("http", "https") and not answers(f"{uri.rstrip('/')}/health"):
+    if urlsplit(uri).scheme in ("http", "https") and not responds(f"{uri.rstrip('/')}/health"):
         raise WorkspaceError(
             f"the MLflow server {redact(uri)} (MLFLOW_TRACKING_URI) does not answer; start it, or unset MLFLOW_TRACKING_URI to track inside the workspace"
         )
-
-
-def answers(url: str, patience: float = 5.0) -> bool:
-    """Whether something speaks HTTP there within `patience` seconds, whatever it says."""
-    try:
-        with urllib.request.urlopen(url, timeout=patience):
-            return True
-    except urllib.error.HTTPError:
-        return True
-    except (OSError, ValueError):
-        return False
 
 
 def experiment_of(client: MlflowClient, workspace: Workspace, uri: str) -> str:
@@ -177,7 +157,7 @@ def write_stage(client: MlflowClient, experiment: str, parent: str, this: Round,
     tags = {"round": this.name, "stage": stage, "mlflow.parentRunId": parent, **source(this)}
     run = client.create_run(experiment, tags=tags, run_name=stage).info.run_id
     section = this.params.model_dump(mode="json", by_alias=True)[stage]
-    log(client, run, flat(section) | hashes(this, stage), points(counts(this, stage), step_of(this)))
+    log(client, run, flat(section) | hashes(this, stage), points(counts(this, stage), this.number))
     client.set_terminated(run, "FINISHED")
 
 
@@ -258,11 +238,11 @@ def counts(this: Round, stage: str) -> dict[str, float]:
 
 def curve(workspace: Workspace, this: Round, model: str) -> list[Metric]:
     """The figures of this round and, so that a run alone shows the curve, of the rounds before it; recall by class of this round only."""
-    before = [each for each in workspace.all("rounds") if step_of(each) < step_of(this) and each.file(Metrics.file).exists()]
+    before = [each for each in workspace.all("rounds") if each.number < this.number and each.file(Metrics.file).exists()]
     metrics = Metrics.load(this.file(Metrics.file))
-    history = [point for each in before for point in points(figures(Metrics.load(each.file(Metrics.file))), step_of(each))]
+    history = [point for each in before for point in points(figures(Metrics.load(each.file(Metrics.file))), each.number)]
     recall = {f"recall/{metric_name(name)}": estimate.value for name, estimate in metrics.recall.items() if estimate}
-    return [*history, *points(figures(metrics), step_of(this), model), *points(recall, step_of(this))]
+    return [*history, *points(figures(metrics), this.number, model), *points(recall, this.number)]
 
 
 def figures(metrics: Metrics) -> dict[str, float]:
@@ -289,11 +269,6 @@ def points(numbers: Mapping[str, float], step: int, model: str | None = None) ->
 def metric_name(text: str) -> str:
     """The text with each character that MLflow refuses in a name replaced by its number: c++ is c_2b__2b_."""
     return re.sub(r"[^\w \-]", lambda match: f"_{ord(match[0]):x}_", text)[:200]
-
-
-def step_of(this: Round) -> int:
-    """Number of the round, so that rounds plot as a curve."""
-    return int(this.name[1:])
 
 
 def pool_of(this: Round) -> Round:
@@ -358,7 +333,7 @@ def write_model(client: MlflowClient, experiment: str, run: str, this: Round) ->
         save_pt2(model, Path(scratch) / "model", meta)
         client.log_model_artifacts(logged.model_id, str(Path(scratch) / "model"))
     client.finalize_logged_model(logged.model_id, "READY")
-    client.log_outputs(run, [LoggedModelOutput(logged.model_id, step_of(this))])
+    client.log_outputs(run, [LoggedModelOutput(logged.model_id, this.number)])
     return str(logged.model_id)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,10 +36,8 @@ def acquire(signals: Signals, manifest: Manifest, previous: PreviousLabels, star
     """Choose the images people should label next."""
     signals.check(manifest)
     pool = pool_of(signals, manifest, previous.joined(start), run.params.classes or [])
-    num_control = round(params.budget * params.control)
-    name, knobs = params.method["name"], {key: value for key, value in params.method.items() if key != "name"}
-    control = draw("random", pool, num_control, {}, derive(run.seed, run.round, "acquire", "control"))
-    picked = draw(name, pool.without(control.rows), params.budget - num_control, knobs, derive(run.seed, run.round, "acquire", "method"))
+    picked, control = arms(pool, params, run.seed, run.round)
+    name = params.method["name"]
     report = AcquireReport(
         method=params.method,
         direction=registry.card(name).direction,
@@ -52,6 +51,15 @@ def acquire(signals: Signals, manifest: Manifest, previous: PreviousLabels, star
     return Acquired(selection_of(picked, control.rows, signals, manifest, name), report)
 
 
+def arms(pool: al_core.Pool, params: Acquire, seed: int, round_name: str) -> tuple[al_core.Selection, al_core.Selection]:
+    """The method's picks and the control arm, which is drawn first: whatever the method, it is the same."""
+    num_control = round(params.budget * params.control)
+    name, knobs = params.method["name"], {key: value for key, value in params.method.items() if key != "name"}
+    control = draw("random", pool, num_control, {}, derive(seed, round_name, "acquire", "control"))
+    picked = draw(name, pool.without(control.rows), params.budget - num_control, knobs, derive(seed, round_name, "acquire", "method"))
+    return picked, control
+
+
 def draw(name: str, pool: al_core.Pool, budget: int, knobs: dict[str, Any], seed: int) -> al_core.Selection:
     """A method's picks; none where the arm's share of the budget rounds to nothing."""
     if budget == 0:
@@ -59,8 +67,16 @@ def draw(name: str, pool: al_core.Pool, budget: int, knobs: dict[str, Any], seed
     return al_core.select(name, pool, budget=budget, seed=seed, **knobs)
 
 
-def pool_of(signals: Signals, manifest: Manifest, known: Labels, classes: list[str]) -> al_core.Pool:
-    """The signals as the methods see them: labelled train images are known points; test, validation and unlabelable images are out of reach."""
+def pool_of(signals: Signals, manifest: Manifest, known: Labels, classes: list[str], logits: npt.NDArray[np.float32] | None = None) -> al_core.Pool:
+    """The signals as the methods see them: labelled train images are known points; test, validation and unlabelable images are out of reach.
+
+    Args:
+        signals: of the round.
+        manifest: of its pool.
+        known: what is known before the round's own answers.
+        classes: of the round.
+        logits: (n, classes) in place of those that embed wrote, which it writes only for methods that read them.
+    """
     frame = manifest.frame.merge(known.frame[["id", "label"]].assign(answered=True), on="id", how="left")
     answered = frame["answered"].notna() & (frame["split"] == "train")
     codes = np.asarray(pd.Categorical(frame["label"], categories=classes).codes, dtype=np.int64)
@@ -68,12 +84,22 @@ def pool_of(signals: Signals, manifest: Manifest, known: Labels, classes: list[s
     head = signals.head()
     return al_core.Pool(
         embeddings=signals.array("embeddings"),
-        logits=signals.array("logits") if signals.has("logits") else None,
+        logits=logits if logits is not None else signals.array("logits") if signals.has("logits") else None,
         head=(head.weight, head.bias) if head else None,
         labeled=np.flatnonzero(labelled),
         labels=codes[np.flatnonzero(labelled)],
         excluded=np.flatnonzero((frame["split"] != "train") | (answered & ~labelled)),
+        device=device(),
     )
+
+
+def device() -> str:
+    """Where methods compute what is worth it; torch is asked only where there may be a GPU, since importing it takes a second."""
+    if shutil.which("nvidia-smi") is None:
+        return "cpu"
+    from al_core.devices import best_device
+
+    return str(best_device())
 
 
 def selection_of(picked: al_core.Selection, control: Rows, signals: Signals, manifest: Manifest, method: str) -> Selection:

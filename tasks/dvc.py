@@ -17,6 +17,8 @@ from tasks.errors import ArtifactError, WorkspaceError
 
 OnLine = Callable[[str], None]
 
+ADVICE = ("To track the changes with git", "git add ", "To enable auto staging", "dvc config core.autostage", "Use `dvc push`", "Having any troubles?")
+
 
 def dvc(root: Path, *arguments: str, on_line: OnLine | None = None) -> str:
     """What `dvc ARGUMENTS` prints in `root`; its stages find the `python` that runs us."""
@@ -33,28 +35,56 @@ def repro(root: Path, folder: str, stage: str, *options: str, on_line: OnLine | 
         WorkspaceError: the stage failed; the text is its own last words.
     """
     try:
-        dvc(root, "repro", "--quiet", "--single-item", *options, f"{folder}/dvc.yaml:{stage}", on_line=on_line)
+        dvc(root, "repro", "--single-item", *options, f"{folder}/dvc.yaml:{stage}", on_line=to_the_point(on_line))
     except process.ChildError as error:
         raise WorkspaceError(f"{folder}: {stage} failed\n{last_words(error.output)}") from error
 
 
+def to_the_point(on_line: OnLine | None) -> OnLine | None:
+    """Without blank lines and DVC's advice, which is to do by hand what Rondo does."""
+    return on_line and (lambda line: None if idle(line) else on_line(line))
+
+
+def idle(line: str) -> bool:
+    """Whether a line of DVC's is blank or advice."""
+    return not line.strip() or line.strip().startswith(ADVICE)
+
+
 def last_words(output: str) -> str:
-    """The stage's error out of what DVC printed around it: from the line that begins with 'error:' on, else the last lines."""
-    lines = [line for line in output.splitlines() if line.strip()]
-    starts = [i for i, line in enumerate(lines) if line.startswith("error:")]
-    text = lines[starts[-1] :] if starts else lines[-15:]
-    return "\n".join(line for line in text if not line.startswith("ERROR: failed to reproduce")).removeprefix("error: ")
+    """What went wrong, out of all that DVC printed: the stage's own error (from its last line that begins with 'error:' on), else DVC's, else the end."""
+    lines = [line for line in output.splitlines() if not idle(line)]
+    for mark in ("error:", "ERROR:"):
+        starts = [i for i, line in enumerate(lines) if line.startswith(mark)]
+        if starts:
+            first, *more = lines[starts[-1] :]
+            return "\n".join([first.removeprefix(mark).strip(), *(line for line in more if not line.startswith("ERROR: failed to reproduce"))])
+    return "\n".join(lines[-15:])
 
 
 def add(root: Path, path: str) -> None:
-    """Put data that no stage makes under DVC: writes `path.dvc`."""
-    dvc(root, "add", "--quiet", path)
+    """Put data that no stage makes under DVC: writes `path.dvc`.
+
+    Raises:
+        WorkspaceError: DVC cannot take it.
+    """
+    try:
+        dvc(root, "add", path)
+    except process.ChildError as error:
+        raise WorkspaceError(f"{path}: `dvc add` failed\n{last_words(error.output)}") from error
 
 
 def push(root: Path, targets: Sequence[str], on_line: OnLine | None = None) -> None:
-    """Send the targets to the default remote; nothing where none is configured."""
-    if has_remote(root):
-        dvc(root, "push", "--quiet", *targets, on_line=on_line)
+    """Send the targets to the default remote; nothing where none is configured.
+
+    Raises:
+        WorkspaceError: the remote does not take them.
+    """
+    if not has_remote(root):
+        return
+    try:
+        dvc(root, "push", *targets, on_line=to_the_point(on_line))
+    except process.ChildError as error:
+        raise WorkspaceError(f"`dvc push` failed; check the remote with `dvc remote list`\n{last_words(error.output)}") from error
 
 
 def fetch_missing(root: Path, paths: Sequence[str], on_line: OnLine | None = None) -> None:

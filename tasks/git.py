@@ -12,10 +12,23 @@ from tasks.process import die_with_parent
 
 
 def git(root: Path, *arguments: str) -> str:
-    """What `git ARGUMENTS` prints in `root`."""
+    """What `git ARGUMENTS` prints in `root`; bytes that are no UTF-8 come as surrogates.
+
+    Raises:
+        WorkspaceError: git is missing or fails, in its own words.
+    """
     if shutil.which("git") is None:
         raise WorkspaceError("git is not installed or not on the PATH; install it (https://git-scm.com) and try again")
-    done = subprocess.run(["git", *arguments], cwd=root, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, preexec_fn=die_with_parent)
+    done = subprocess.run(
+        ["git", *arguments],
+        cwd=root,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        errors="surrogateescape",
+        check=False,
+        preexec_fn=die_with_parent,
+    )
     if done.returncode:
         raise WorkspaceError(f"git {arguments[0]} failed in {root}: {(done.stderr or done.stdout).strip()}")
     return done.stdout.rstrip("\n")  # alone: warnings on stderr are no data

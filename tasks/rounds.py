@@ -6,10 +6,10 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -21,6 +21,9 @@ from tasks.errors import AnswersError, ArtifactError, ParamsError, RondoError, W
 from tasks.params import Params
 from tasks.stage import AFTER_ANSWERS, BEFORE_ANSWERS, POOL_STAGES, pipeline
 from tasks.workspace import Round, Workspace, dvc_yaml
+
+if TYPE_CHECKING:
+    from al_core.selection import Method
 
 RunStage = Callable[[Round, str], object]
 OnLine = Callable[[str], None]
@@ -46,7 +49,9 @@ def open_pool(workspace: Workspace) -> Round:
     refuse_open(workspace)
     pools = workspace.all("pools")
     if pools and pools[-1].name not in workspace.closed():
-        raise WorkspaceError(f"{pools[-1].name} is not finished yet; `rondo cycle` or `rondo open` finishes it")
+        raise WorkspaceError(
+            f"{pools[-1].name} is not finished yet; `rondo cycle` or `rondo open` finishes it, `rondo open --again --new-pool` drops it and makes it anew"
+        )
     pool = Round(workspace.root, f"p{len(pools) + 1:03}")
     previous = f"../{pools[-1].name}" if pools else None
     params = frozen(workspace.params, round=pool.name, pool=".", previous=previous, here=".", model="encoder.safetensors", answers="known.parquet")
@@ -92,7 +97,7 @@ def checked(params: Params, workspace: Workspace, before: Round, pool: Round, *,
 
     acquire = params.acquire
     method = settle_method(acquire.method, "acquire.method")
-    if registry.card(method["name"]).needs_model and not has_model:
+    if needs_model(method) and not has_model:
         working = ", ".join(card.name for card in registry.methods() if not card.needs_model)
         if acquire.cold_start is None:
             raise ParamsError(
@@ -100,7 +105,7 @@ def checked(params: Params, workspace: Workspace, before: Round, pool: Round, *,
                 f"these work without one: {working}; name one in acquire.method, or in acquire.cold_start for rounds like this"
             )
         method = settle_method(acquire.cold_start, "acquire.cold_start")
-        if registry.card(method["name"]).needs_model:
+        if needs_model(method):
             raise ParamsError(f"acquire.cold_start {method['name']!r} itself needs a model; these work without one: {working}")
     check_classes(params.classes)
     if len(params.classes or []) < 2:
@@ -110,11 +115,13 @@ def checked(params: Params, workspace: Workspace, before: Round, pool: Round, *,
     if allowed == 0:
         raise ParamsError(f"programme.budget of {params.programme.budget} labels is spent; raise it in params.yaml to open another round")
     budget = min(acquire.budget, allowed or acquire.budget)
+    if has_model and left > 0:  # the pool's tail; a first round that does not fit is a mistake
+        budget = min(budget, left)
     if budget > left:
         raise ParamsError(
             f"acquire.budget is {budget} but only {left} images are unlabelled; lower it, or add images to the source and `rondo open --new-pool`"
         )
-    signals = tuple(dict.fromkeys((*params.embed.signals, *(need for need in registry.card(method["name"]).needs if need in ("embeddings", "logits")))))
+    signals = tuple(dict.fromkeys((*params.embed.signals, *(need for need in registry.needs(built(method)) if need in ("embeddings", "logits")))))
     return params.model_copy(
         update={
             "embed": params.embed.model_copy(update={"signals": signals}),
@@ -139,13 +146,33 @@ def fetch_tables(workspace: Workspace) -> None:
 def settle_method(spec: dict[str, Any], where: str) -> dict[str, Any]:
     """`{name: ..., parameter: ...}` checked, with every parameter explicit."""
     from al_core import registry
+    from al_core.pool import SIGNALS
 
     if not isinstance(spec.get("name"), str):
         raise ParamsError(f"{where} is {spec}; expected a name and its parameters, such as {{name: margin}}")
     try:
-        return registry.parameters(registry.build(spec["name"], {key: value for key, value in spec.items() if key != "name"}))
+        method = built(spec)
     except (ValueError, ImportError) as error:
         raise ParamsError(f"{where}: {error}") from error
+    for need in registry.needs(method):
+        if not SIGNALS[need].in_rounds:
+            raise ParamsError(f"{where}: {spec['name']} reads {need}, which a round does not have: {SIGNALS[need].made_by}")
+    return registry.parameters(method)
+
+
+def built(spec: dict[str, Any]) -> Method:
+    """The method that `{name: ..., parameter: ...}` describes."""
+    from al_core import registry
+
+    return registry.build(spec["name"], {key: value for key, value in spec.items() if key != "name"})
+
+
+def needs_model(spec: dict[str, Any]) -> bool:
+    """Whether the method, or what is laid over it, reads what only a trained model can give."""
+    from al_core import registry
+    from al_core.pool import SIGNALS
+
+    return any(SIGNALS[need].from_model for need in registry.needs(built(spec)))
 
 
 def remaining(workspace: Workspace, params: Params) -> int | None:
@@ -192,15 +219,14 @@ def check_pipeline(content: object) -> None:
 
 def refuse_open(workspace: Workspace) -> None:
     """Raise if a round is open: there is one at a time."""
-    rounds = workspace.all("rounds")
-    if rounds and rounds[-1].name not in workspace.closed():
-        raise WorkspaceError(f"{rounds[-1].name} is still open; finish it with `rondo run` and `rondo close`, or drop it with `rondo open --again`")
+    this = open_or_none(workspace)
+    if this:
+        raise WorkspaceError(f"{this.name} is still open; finish it with `rondo run` and `rondo close`, or drop it with `rondo open --again`")
 
 
-def refuse_dirty(workspace: Workspace, besides: str | None = None) -> None:
-    """Raise if anything is not committed, but for one folder: a round must be reproducible from its tag."""
-    dirty = [line for line in git.changes(workspace.root) if besides is None or not line[3:].startswith(f"{besides}/")]
-    dirty = [line for line in dirty if line != "?? dvc.lock"]  # of the example that `dvc repro` runs here; DVC wants it unignored
+def refuse_dirty(workspace: Workspace, besides: Sequence[str] = ()) -> None:
+    """Raise if anything else is not committed: a round must be reproducible from its tag."""
+    dirty = uncommitted(workspace, besides)
     if dirty:
         shown = "\n".join(dirty[:10]) + ("\n..." if len(dirty) > 10 else "")
         raise WorkspaceError(
@@ -208,14 +234,23 @@ def refuse_dirty(workspace: Workspace, besides: str | None = None) -> None:
         )
 
 
+def uncommitted(workspace: Workspace, besides: Sequence[str]) -> list[str]:
+    """What is not committed, as `git status` prints it, but for some files and folders."""
+    changes = [(line, line[3:].strip('"')) for line in git.changes(workspace.root)]
+    lines = [line for line, path in changes if not any(path == each or path.startswith(f"{each}/") for each in besides)]
+    return [line for line in lines if line != "?? dvc.lock"]  # of the example that `dvc repro` runs here; DVC wants it unignored
+
+
 def drop(workspace: Workspace) -> str:
-    """Take the open round back: its folder goes, its opening stays in git's history.
+    """Take back the open round, or else the newest pool if it is not finished: its folder goes, its opening stays in git's history.
 
     Raises:
-        WorkspaceError: no round is open, or people have already answered for it.
+        WorkspaceError: all is closed, or people have already answered for the round.
     """
-    this = open_now(workspace)
-    refuse_dirty(workspace, besides=this.folder)
+    this = next(reversed(unfinished(workspace)), None)
+    if this is None:
+        raise WorkspaceError("no round is open and no pool is unfinished, so there is nothing to drop; `rondo open` opens the next round")
+    refuse_dirty(workspace, besides=held_by_git(this))
     if (workspace.root / f"{this.answers}.dvc").exists() or any((workspace.root / this.answers).glob("*")):
         raise WorkspaceError(f"{this.answers} holds answers for {this.name}; finish the round (`rondo run`), or move them away first")
     remove(workspace, this.folder)
@@ -237,18 +272,58 @@ def open_now(workspace: Workspace) -> Round:
     Raises:
         WorkspaceError: none is.
     """
-    rounds = workspace.all("rounds")
-    if not rounds or rounds[-1].name in workspace.closed():
+    this = open_or_none(workspace)
+    if this is None:
         raise WorkspaceError("no round is open; `rondo open` opens the next one")
-    return rounds[-1]
+    return this
+
+
+def open_or_none(workspace: Workspace) -> Round | None:
+    """The round that is open, if one is; see `unfinished`."""
+    return next((each for each in unfinished(workspace) if not each.is_pool), None)
+
+
+def unfinished(workspace: Workspace) -> list[Round]:
+    """The newest pool and the newest round, as far as they do not carry their closing tags.
+
+    Raises:
+        WorkspaceError: tags are missing of what is closed, as in a clone that was made without them.
+    """
+    closed = workspace.closed()
+    pools, rounds = workspace.all("pools"), workspace.all("rounds")
+    newest = [*pools[-1:], *rounds[-1:]]
+    lost = [each.name for each in (*pools, *rounds) if each.name not in closed and (each not in newest or closed_elsewhere(each))]
+    if lost:
+        raise WorkspaceError(
+            f"{', '.join(lost)} closed elsewhere, but the git tags that say so are not here; fetch the tags: git fetch --tags "
+            "(if the remote does not have them, where they were closed: git push --tags)"
+        )
+    return [each for each in newest if each.name not in closed]
+
+
+def closed_elsewhere(this: Round) -> bool:
+    """Whether git's history closes it and this clone did not; a closing that was cut off here is in the reflog, and its tag is still to come."""
+    message = f"Close {this.name}"
+    if message not in git.git(this.root, "log", f"--grep=^{message}$", "--format=%s").splitlines():
+        return False
+    return not any(line.endswith(f": {message}") for line in git.git(this.root, "reflog", "--format=%gs").splitlines())
 
 
 # ---- run -----------------------------------------------------------------------------------------------------------------
 
 
 def run_stage(this: Round, stage: str, on_line: OnLine | None = None) -> bool:
-    """Bring one stage of a pool or round up to date, fetching what it reads; False where DVC finds nothing changed and nothing is done."""
-    before = this.lock.get(stage)
+    """Bring one stage of a pool or round up to date, fetching what it reads; False where DVC finds nothing changed and nothing is done.
+
+    Raises:
+        WorkspaceError: it is no stage of this one, an earlier one did not run yet, answers are missing, or it failed.
+    """
+    if stage not in this.stages:
+        raise WorkspaceError(f"{stage!r} is no stage of {this.name}; these are: {', '.join(this.stages)}")
+    before, unrun = this.lock.get(stage), this.unrun
+    earlier = [each for each in this.stages[: this.stages.index(stage)] if each in unrun]
+    if earlier:
+        raise WorkspaceError(f"{this.name}: {stage} comes after {', '.join(earlier)}, which did not run yet; `rondo run` runs what can run")
     if stage == AFTER_ANSWERS[0]:
         keep_answers(this)
     fetch_made(this, stage, on_line)
@@ -302,7 +377,14 @@ def known_before(this: Round) -> Labels:
 
 
 def keep_answers(this: Round) -> None:
-    """Put the answers under DVC, once: from here on they are immutable source data."""
+    """Put the answers under DVC, once and all of them: from here on they are immutable source data.
+
+    Raises:
+        WorkspaceError: some are missing still.
+    """
+    missing = waiting(this)
+    if missing is not None:
+        raise WorkspaceError(missing)
     if this.params.import_labels.labeller == "files" and not (this.root / f"{this.answers}.dvc").exists():
         dvc.add(this.root, this.answers)
 
@@ -329,30 +411,58 @@ def altered(this: Round) -> list[str]:
     """Files here that are not as recorded, as `dvc status` finds them; those that are not here at all do not count."""
     text = dvc.dvc(this.root, "status", "--json", f"{this.folder}/dvc.yaml", *held_by_git(this)[1:])
     said = json.loads(text[text.index("{") :])  # warnings may stand before it
-    changes = [change for entry in said.values() for change in entry if isinstance(change, dict)]
-    found = {path for change in changes for kind in ("changed deps", "changed outs") for path, what in change.get(kind, {}).items() if what == "modified"}
+    found = set()
+    for target, changes in said.items():
+        for change in changes:
+            if isinstance(change, str):  # "changed command"
+                found.add(target.partition(":")[0])
+            else:  # of params.yaml it says what became of each key, of other files one word
+                files = [file for kind in ("changed deps", "changed outs") for file in change.get(kind, {}).items()]
+                found |= {path for path, what in files if what == "modified" or isinstance(what, dict)}
     return sorted(found)
 
 
 def require_complete(this: Round) -> None:
-    """Raise unless all stages have run."""
-    missing = [stage for stage in this.stages if stage not in this.lock]
+    """Raise unless all stages have run, on answers that DVC holds."""
+    missing = this.unrun
     if missing:
         raise WorkspaceError(f"{this.name} cannot be closed: {', '.join(missing)} did not run yet; `rondo run` runs what can run")
+    if not this.is_pool and this.params.import_labels.labeller == "files":
+        require_kept(this)
+
+
+def require_kept(this: Round) -> None:
+    """Raise unless the answers that were imported are those that DVC holds."""
+    pointer = this.root / f"{this.answers}.dvc"
+    if not pointer.exists():
+        raise WorkspaceError(f"{this.name} cannot be closed: DVC does not hold {this.answers} yet; `rondo run` hands it over")
+    kept = yaml.safe_load(pointer.read_text("utf-8"))["outs"][0]["md5"]
+    imported = {os.path.normpath(f"{this.folder}/{dep['path']}"): dep["md5"] for dep in this.lock[AFTER_ANSWERS[0]]["deps"]}
+    if imported.get(this.answers) != kept:
+        raise WorkspaceError(
+            f"{this.name} cannot be closed: its labels come from other answers than {this.answers}.dvc holds; "
+            f"`dvc checkout {this.answers}.dvc` restores those, `dvc add {this.answers}` keeps the others; then `rondo run`"
+        )
+
+
+def require_unaltered(this: Round) -> None:
+    """Raise if a file changed since the stages ran."""
+    changed = altered(this)
+    if changed:
+        raise WorkspaceError(
+            f"{this.name} cannot be closed: {', '.join(changed)} changed since its stages ran; `dvc checkout` or `git checkout` restores, `rondo run` runs them anew"
+        )
 
 
 def close(this: Round, on_line: OnLine | None = None, *, just_run: bool = False) -> None:
     """Commit, push and tag; the tag comes last, so that a closed round is whole. Stages that have `just_run` are not looked at once more.
 
     Raises:
-        WorkspaceError: stages are missing, or files changed since they ran.
+        WorkspaceError: stages are missing, DVC does not hold the answers, or files changed since the stages ran.
     """
     require_complete(this)
-    changed = [] if just_run else altered(this)
-    if changed:
-        raise WorkspaceError(
-            f"{this.name} cannot be closed: {', '.join(changed)} changed since its stages ran; `dvc checkout` restores, `rondo run` runs them anew"
-        )
+    if not just_run:
+        require_unaltered(this)
     git.commit(this.root, held_by_git(this), f"Close {this.name}")
     send(this, on_line)
     git.tag(this.root, this.tag, summary(this))
@@ -369,9 +479,17 @@ def summary(this: Round) -> str:
 
 
 def run_pool(pool: Round, run: RunStage, on_line: OnLine | None = None) -> None:
-    """All of a pool: its stages, then close."""
+    """All of a pool: its stages, then close.
+
+    Raises:
+        WorkspaceError: a stage failed; says how to get away from params that cannot work.
+    """
     for stage in POOL_STAGES:
-        run(pool, stage)
+        try:
+            run(pool, stage)
+        except WorkspaceError as error:
+            remedy = f"{pool.name} keeps the params it was opened with; for others: edit params.yaml, commit it, and `rondo open --again --new-pool`"
+            raise WorkspaceError(f"{error}\n{remedy}") from error
     close(pool, on_line, just_run=True)
 
 
@@ -401,7 +519,7 @@ def advance(workspace: Workspace, run: RunStage, finish: Callable[[Round], None]
     recover(workspace)
     closed: list[str] = []
     while True:
-        this = next((each for each in reversed(workspace.all("rounds")) if each.name not in workspace.closed()), None)
+        this = open_or_none(workspace)
         if this is None:
             if max_rounds is not None and len(closed) >= max_rounds:
                 return State(ROUND_CLOSED, f"closed {', '.join(closed)}; the next run opens the next round")
@@ -417,6 +535,7 @@ def advance(workspace: Workspace, run: RunStage, finish: Callable[[Round], None]
         missing = run_round(this, run, on_line)
         if missing is not None:
             return State(AWAITING_LABELS, missing)
+        require_complete(this)
         finish(this)
         close(this, on_line, just_run=True)
         closed.append(this.name)
@@ -424,7 +543,7 @@ def advance(workspace: Workspace, run: RunStage, finish: Callable[[Round], None]
 
 def open_state(this: Round, *, long: bool = False) -> str:
     """What an open pool or round does next, in a word or in a sentence."""
-    missing = [stage for stage in this.stages if stage not in this.lock]
+    missing = this.unrun
     if not missing:
         return "`rondo cycle` or `rondo close` closes it" if long else "complete"
     if missing[0] == AFTER_ANSWERS[0]:

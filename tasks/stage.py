@@ -130,7 +130,9 @@ def execute(name: str, folder: Path) -> None:
                 replace(scratch / path.name, path)
             environment.record(Path(), name, time.monotonic() - started)
         except OSError as error:
-            raise full_disk(name, scratch.parent) if error.errno == errno.ENOSPC else error from error
+            if error.errno == errno.ENOSPC:
+                raise full_disk(name, scratch.parent) from error
+            raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -149,9 +151,10 @@ def check_code(params: Params) -> None:
     """Refuse to run a round under another version of Rondo than it was opened with."""
     running = code_version()
     if params.code not in ("unfrozen", running):
+        again = "rondo open --again --new-pool" if params.round.startswith("p") else "rondo open --again"
         raise WorkspaceError(
             f"{params.round} was opened with Rondo {params.code}, this is {running}; "
-            "run it with that version; a round still open can be opened again with this one: `rondo open --again` (drops what it has computed)"
+            f"run it with that version; as long as it is open it can be opened again with this one: `{again}` (drops what it has computed)"
         )
 
 

@@ -7,8 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tasks.artifacts import Estimate, IngestReport, Metrics
-from tasks.errors import ArtifactError
-from tasks.rounds import open_state, remaining, why_spent
+from tasks.errors import ArtifactError, WorkspaceError
+from tasks.rounds import open_state, remaining, unfinished, why_spent
 from tasks.workspace import Round, Workspace
 
 
@@ -21,7 +21,7 @@ def render(workspace: Workspace) -> Group:
         table.add_column(heading, justify="right" if heading == "labels" else "left", no_wrap=True)
     for this in workspace.all("rounds"):
         table.add_row(this.name, *round_cells(this, this.name in closed))
-    return Group(Text(str(workspace.root), "bold"), *pools, *([table] if table.rows else []), Text(f"next: {what_next(workspace, closed)}"))
+    return Group(Text(str(workspace.root), "bold"), *pools, *([table] if table.rows else []), Text(f"next: {what_next(workspace)}"))
 
 
 def pool_line(pool: Round, closed: bool) -> str:
@@ -46,11 +46,14 @@ def interval(estimate: Estimate | None) -> str:
     return f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]" if estimate else "-"
 
 
-def what_next(workspace: Workspace, closed: set[str]) -> str:
+def what_next(workspace: Workspace) -> str:
     """One sentence on what to do or what the next cycle does."""
-    unfinished = [each for each in workspace.all("pools") + workspace.all("rounds") if each.name not in closed]
-    if unfinished:
-        return f"{unfinished[-1].name}: {open_state(unfinished[-1], long=True)}"
+    try:
+        going_on = unfinished(workspace)
+    except WorkspaceError as error:
+        return str(error)
+    if going_on:
+        return f"{going_on[-1].name}: {open_state(going_on[-1], long=True)}"
     if not workspace.all("pools"):
         return "`rondo cycle` takes in the source, trains an encoder and opens the first round"
     try:

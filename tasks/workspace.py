@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,10 @@ class Round:
 
     root: Path
     name: str
+
+    @property
+    def number(self) -> int:
+        return int(self.name[1:])
 
     @property
     def is_pool(self) -> bool:
@@ -60,6 +65,12 @@ class Round:
     def lock(self) -> dict[str, Any]:
         """What DVC recorded, by stage."""
         return lock(self.path / "dvc.lock")
+
+    @property
+    def unrun(self) -> list[str]:
+        """Stages that DVC did not record yet, in order."""
+        recorded = self.lock
+        return [stage for stage in self.stages if stage not in recorded]
 
     @property
     def answers(self) -> str:
@@ -104,8 +115,10 @@ class Workspace:
         return self.root / ".rondo"
 
     def all(self, kind: str) -> list[Round]:
-        """`pools` or `rounds`, in order; those that a crash left half open (not yet in git) included."""
-        return [Round(self.root, path.parent.name) for path in sorted((self.root / kind).glob("?[0-9][0-9][0-9]*/params.yaml"))]
+        """`pools` or `rounds`, by number; those that a crash left half open (not yet in git) included, other folders not."""
+        names = [path.parent.name for path in (self.root / kind).glob("*/params.yaml")]
+        ours = [Round(self.root, name) for name in names if re.fullmatch(f"{kind[0]}[0-9]{{3,}}", name)]
+        return sorted(ours, key=lambda each: each.number)
 
     def closed(self) -> set[str]:
         """Names of pools and rounds that carry their closing tag."""
@@ -147,7 +160,8 @@ def dvc_yaml(stages: Sequence[str] | None = None, source: dict[str, Any] | None 
     """The text of a `dvc.yaml`: all stages as the signatures say, or some of those of `source`."""
     content = source or pipeline()
     chosen = {name: content["stages"][name] for name in stages} if stages else content["stages"]
-    return HEADER * (stages is None) + yaml.safe_dump({"stages": chosen}, sort_keys=False, width=1000)
+    text = yaml.safe_dump({"stages": chosen}, sort_keys=False, width=1000)
+    return text if stages else HEADER + text
 
 
 def ignored() -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -104,6 +105,14 @@ def with_pool(finished: Workspace) -> Callable[..., Workspace]:
         return finished
 
     return make
+
+
+def alive(pid: int) -> bool:
+    """Whether the process exists and is no zombie, which only waits for init."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def run_rondo(*arguments: str, cwd: Path | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -20,7 +20,7 @@ from tasks.models import Model
 from tasks.reproduce import reproduce
 from tasks.signals import Signals
 from tasks.workspace import Workspace
-from tests.conftest import advance
+from tests.conftest import advance, run_rondo
 
 Begun = Callable[..., Workspace]
 
@@ -184,6 +184,47 @@ def test_a_round_whose_answers_changed_after_import_is_not_closed(with_pool: Beg
     assert "r001" not in workspace.closed()
 
 
+def test_answers_are_put_under_dvc_only_when_all_are_there(with_pool: Begun) -> None:
+    workspace = with_pool(**{"import-labels": {"labeller": "files"}, "programme": {"budget": 12}})
+    advance(workspace)
+    this = workspace.find_round("r001")
+    with pytest.raises(WorkspaceError, match="r001 waits for labels: give rounds/r001/batch/ to the labellers"):
+        rounds.run_stage(this, "import-labels")
+    answer(workspace, "r001", skip=4)
+    with pytest.raises(WorkspaceError, match=r"r001 waits for labels in answers/r001/: 8 of 12"):
+        rounds.run_stage(this, "import-labels")
+    assert not (workspace.root / "answers/r001.dvc").exists()
+    answer(workspace, "r001")
+    assert rounds.run_stage(this, "import-labels")
+    assert (workspace.root / "answers/r001.dvc").exists()
+    assert advance(workspace).name == rounds.BUDGET_SPENT
+    assert reproduce(workspace, "r001", silent).identical
+
+
+def test_a_round_is_not_closed_on_answers_that_dvc_does_not_hold(with_pool: Begun) -> None:
+    workspace = with_pool(**{"import-labels": {"labeller": "files"}, "programme": {"budget": 12}})
+    advance(workspace)
+    answer(workspace, "r001")
+    this = workspace.find_round("r001")
+    for stage in ("import-labels", "retrain"):
+        dvc.repro(workspace.root, this.folder, stage)  # by hand, past `rondo run`
+    with pytest.raises(WorkspaceError, match=r"r001 cannot be closed: DVC does not hold answers/r001 yet; `rondo run` hands it over"):
+        rounds.close(this)
+
+    rounds.run_stage(this, "import-labels")
+    path = workspace.root / "answers/r001/anna.csv"
+    path.write_text(path.read_text("utf-8").replace("anna", "annb", 1), "utf-8")  # and imported so by the cycle, which runs what has changed
+    finished: list[str] = []
+    with pytest.raises(WorkspaceError, match=r"its labels come from other answers than answers/r001\.dvc holds; `dvc checkout answers/r001\.dvc` restores"):
+        rounds.advance(workspace, rounds.run_stage, lambda each: finished.append(each.name))
+    assert finished == []  # no report and no run in MLflow of a round that is not closed
+    assert "r001" not in workspace.closed()
+
+    dvc.dvc(workspace.root, "add", "answers/r001")
+    assert advance(workspace).name == rounds.BUDGET_SPENT
+    assert workspace.closed() == {"p001", "r001"}
+
+
 def test_answers_that_cannot_be_read_stop_the_cycle_and_stay(with_pool: Begun) -> None:
     workspace = with_pool(**{"import-labels": {"labeller": "files"}})
     advance(workspace)
@@ -211,10 +252,10 @@ def test_open_refuses_a_dirty_tree(with_pool: Begun) -> None:
     [
         ({"acquire": {"budget": 1000}, "programme": {}}, r"acquire.budget is 1000 but only \d+ images are unlabelled; lower it, or add images"),
         ({"acquire": {"method": {"name": "margn"}}}, "acquire.method: unknown method 'margn'; did you mean 'margin'?"),
-        ({"acquire": {"method": {"name": "margin", "temperature": 1}}}, "acquire.method: margin has no parameter 'temperature'"),
+        ({"acquire": {"method": {"name": "margin", "heat": 1}}}, "acquire.method: margin has no parameter 'heat'"),
         (
             {"acquire": {"method": {"name": "margin"}, "cold_start": None}},
-            "'margin' needs a model and there is none before the first round; these work without one: coreset, random",
+            "'margin' needs a model and there is none before the first round; these work without one: .*coreset, random",
         ),
         ({"acquire": {"method": {"name": "margin"}, "cold_start": {"name": "entropy"}}}, "acquire.cold_start 'entropy' itself needs a model"),
         ({"acquire": {"method": {"nam": "margin"}}}, r"expected a name and its parameters, such as \{name: margin\}"),
@@ -227,6 +268,33 @@ def test_open_refuses_a_round_that_cannot_be_run(with_pool: Begun, changes: dict
         rounds.open_round(workspace)
     assert workspace.all("rounds") == []
     assert git.changes(workspace.root) == []
+
+
+def test_a_later_round_takes_what_is_left_of_the_pool(with_pool: Begun) -> None:
+    workspace = with_pool(programme={}, acquire={"budget": 60, "control": 0.25})
+    state = advance(workspace)
+    assert (state.name, state.message) == (rounds.BUDGET_SPENT, "every image of the pool has an answer; closed r001, r002")
+    manifest = Manifest.load(workspace.root / "pools/p001/manifest.parquet").frame
+    train = int((manifest["split"] == "train").sum())
+    assert 60 < train < 120
+    assert [each.params.acquire.budget for each in workspace.all("rounds")] == [60, train - 60]
+    with pytest.raises(ParamsError, match=r"acquire.budget is 60 but only 0 images are unlabelled"):
+        rounds.open_round(workspace)
+
+
+def test_stages_are_run_in_order_and_only_those_of_the_round(with_pool: Begun) -> None:
+    workspace = with_pool()
+    this = rounds.open_round(workspace)
+    done = run_rondo("run", "retrain", "--workspace", str(workspace.root), check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.strip() == (
+        "error: r001: retrain comes after embed, acquire, export, import-labels, which did not run yet; `rondo run` runs what can run"
+    )
+    rounds.run_stage(this, "embed")
+    with pytest.raises(WorkspaceError, match="r001: import-labels comes after acquire, export, which did not run yet"):
+        rounds.run_stage(this, "import-labels")
+    with pytest.raises(WorkspaceError, match="'ingest' is no stage of r001; these are: embed, acquire, export, import-labels, retrain"):
+        rounds.run_stage(this, "ingest")
 
 
 def test_a_second_round_cannot_be_opened_beside_an_open_one(with_pool: Begun) -> None:
@@ -248,6 +316,39 @@ def test_open_again_drops_and_freezes_anew(with_pool: Begun) -> None:
     assert rounds.open_round(workspace).params.acquire.method["name"] == "coreset"
 
 
+def test_a_first_pool_whose_source_was_mistyped_is_dropped_and_made_anew(begun: Begun, digits_folder: Path) -> None:
+    workspace = begun(ingest={"source": "/no/such/folder", "labels": "ignore", "workers": 1})
+    failed = run_rondo("open", cwd=workspace.root, check=False)
+    assert failed.returncode == 1
+    assert "source '/no/such/folder' does not exist" in failed.stderr
+    assert "p001 keeps the params it was opened with; for others: edit params.yaml, commit it, and `rondo open --again --new-pool`" in failed.stderr
+    path = workspace.root / "params.yaml"
+    path.write_text(path.read_text("utf-8").replace("/no/such/folder", str(digits_folder)), "utf-8")
+    git.commit(workspace.root, ["params.yaml"], "Correct the source")
+    with pytest.raises(WorkspaceError, match=r"p001 is not finished yet; .* `rondo open --again --new-pool` drops it and makes it anew"):
+        rounds.open_pool(workspace)
+    again = run_rondo("open", "--again", cwd=workspace.root)
+    assert again.stdout.startswith("dropped p001\n")
+    assert "opened r001 over p001: random, 12 images" in again.stdout
+    assert workspace.find_round("p001").params.ingest.source == str(digits_folder)
+    assert workspace.closed() == {"p001"}
+    assert git.changes(workspace.root) == []
+
+
+def test_a_later_pool_that_another_version_began_is_dropped_and_the_first_stays(with_pool: Begun) -> None:
+    workspace = with_pool()
+    path = rounds.open_pool(workspace).path / "params.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text("utf-8")) | {"code": "0.0.1"}), "utf-8")
+    with pytest.raises(WorkspaceError, match=r"p002 was opened with Rondo 0\.0\.1, this is .*`rondo open --again --new-pool` \(drops"):
+        rounds.run_pool(workspace.find_round("p002"), rounds.run_stage)
+    assert rounds.drop(workspace) == "p002"
+    assert [each.name for each in workspace.all("pools")] == ["p001"]
+    assert git.changes(workspace.root) == []
+    with pytest.raises(WorkspaceError, match="no round is open and no pool is unfinished, so there is nothing to drop"):
+        rounds.drop(workspace)
+    assert rounds.open_pool(workspace).name == "p002"
+
+
 def test_a_round_with_answers_is_not_dropped(with_pool: Begun) -> None:
     workspace = with_pool(**{"import-labels": {"labeller": "files"}})
     advance(workspace)
@@ -267,6 +368,27 @@ def test_another_version_of_the_code_is_refused(with_pool: Begun) -> None:
     assert not (this.path / "signals").exists()
 
 
+@pytest.mark.parametrize(
+    ("file", "before", "after"),
+    [("params.yaml", "l2: 0.001", "l2: 0.002"), ("dvc.yaml", "cmd: python -m tasks retrain", "cmd: nice python -m tasks retrain")],
+)
+def test_a_round_whose_frozen_files_changed_is_neither_tracked_nor_closed(
+    finished: Workspace, monkeypatch: pytest.MonkeyPatch, file: str, before: str, after: str
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    git.git(finished.root, "tag", "--delete", "round-r002")
+    path = finished.root / "rounds/r002" / file
+    content = path.read_text("utf-8")
+    assert before in content
+    path.write_text(content.replace(before, after), "utf-8")
+    done = run_rondo("close", "--workspace", str(finished.root), check=False)
+    assert done.returncode == 1
+    assert f"error: r002 cannot be closed: rounds/r002/{file} changed since its stages ran" in done.stderr
+    assert not (finished.private / "mlflow.db").exists()
+    assert not (finished.root / "rounds/r002/report.html").exists()
+    assert "r002" not in finished.closed()
+
+
 def test_an_incomplete_round_is_not_closed(with_pool: Begun) -> None:
     workspace = with_pool()
     this = rounds.open_round(workspace)
@@ -280,6 +402,31 @@ def test_a_half_opened_round_is_opened_again(with_pool: Begun) -> None:
     (workspace.root / "rounds/r001/params.yaml").write_text("round: half", "utf-8")
     assert advance(workspace).name == rounds.BUDGET_SPENT
     assert workspace.closed() == {"p001", "r001"}
+
+
+def test_a_closing_that_was_cut_off_before_its_tag_is_finished(finished: Workspace) -> None:
+    before = head(finished)
+    git.git(finished.root, "tag", "--delete", "round-r002")
+    assert rounds.open_now(finished).name == "r002"
+    assert advance(finished).name == rounds.BUDGET_SPENT
+    assert finished.closed() == {"p001", "r001", "r002"}
+    assert head(finished) == before
+
+
+@pytest.mark.parametrize("missing", [["pool-p001"], ["round-r002"], ["round-r001"], ["pool-p001", "round-r001", "round-r002"]])
+def test_a_clone_without_its_tags_closes_nothing_again(finished: Workspace, tmp_path: Path, missing: list[str]) -> None:
+    clone = Workspace(tmp_path / "elsewhere" / "workspace")
+    git.git(tmp_path, "clone", "--quiet", str(finished.root), str(clone.root))
+    git.git(clone.root, "tag", "--delete", *missing)
+    before, names = (head(clone), clone.closed()), ", ".join(tag.split("-")[1] for tag in missing)
+    message = f"{names} closed elsewhere, but the git tags that say so are not here; fetch the tags: git fetch --tags"
+    for step in (advance, rounds.open_now, rounds.refuse_open, rounds.drop):
+        with pytest.raises(WorkspaceError, match=message):
+            step(clone)
+    assert f"next: {message}" in " ".join(run_rondo("status", "--workspace", str(clone.root)).stdout.split())
+    assert (head(clone), clone.closed()) == before
+    git.git(clone.root, "fetch", "--quiet", "--tags")
+    assert rounds.open_or_none(clone) is None
 
 
 def test_a_lock_file_that_was_cut_in_half_is_put_back(finished: Workspace) -> None:

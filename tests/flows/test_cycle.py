@@ -18,10 +18,11 @@ from tests.conftest import run_rondo
 
 ROOT = Path(__file__).parents[2]
 STATES = """
-import json, os, sys
-os.environ["PREFECT_HOME"] = sys.argv[1]
-os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
-os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "180"
+import json, sys
+from pathlib import Path
+from flows.cli import servers_at_home
+from tasks.workspace import Workspace
+servers_at_home(Workspace(Path(sys.argv[1])))
 from prefect.client.orchestration import get_client
 with get_client(sync_client=True) as client:
     read = lambda kind: client.request("POST", f"/{kind}/filter", json={}).json()
@@ -41,7 +42,7 @@ def own_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def seen_by_prefect(workspace: Workspace) -> dict[str, list[object]]:
     """What the server's database holds, read through its API."""
-    done = subprocess.run([sys.executable, "-c", STATES, str(workspace.private / "prefect")], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", STATES, str(workspace.root)], capture_output=True, text=True, check=True, cwd=ROOT)
     content: dict[str, list[object]] = json.loads(done.stdout.splitlines()[-1])
     return content
 

@@ -1,16 +1,13 @@
 from __future__ import annotations
 
-import http.server
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +15,7 @@ import pytest
 from flows import servers, tracking
 from tasks.errors import WorkspaceError
 from tasks.workspace import Workspace
+from tests.conftest import alive
 
 SERVE = """
 import sys
@@ -26,23 +24,6 @@ from flows.servers import serve
 from tasks.workspace import Workspace
 serve(Workspace(Path(sys.argv[1])), lambda line: print(line, flush=True))
 """
-
-
-@pytest.fixture
-def http_server() -> Iterator[str]:
-    """Something that speaks HTTP and has no page."""
-
-    class Nothing(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_error(404)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Nothing) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
 
 
 def page(url: str) -> str:
@@ -66,13 +47,6 @@ def descendants(pid: int) -> list[int]:
     for each in found:
         found += children.get(each, [])
     return found
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def test_the_locked_prefect_and_mlflow_servers_start_serve_and_end(
@@ -162,9 +136,3 @@ def test_a_taken_port_is_passed_over() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         assert servers.free_port(port) > port
-
-
-def test_anything_that_speaks_http_answers(http_server: str) -> None:
-    assert tracking.answers(f"{http_server}/health")
-    assert not tracking.answers("http://127.0.0.1:9/health")
-    assert not tracking.answers("no address")

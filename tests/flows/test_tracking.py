@@ -333,21 +333,6 @@ def test_no_credentials_reach_mlflow(own: Workspace) -> None:
     assert not [path for path in files if b"hunter" in path.read_bytes()]
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("https://ann:se/cret@host/x", "https://ann:se/cret@host/x"),  # no address: a slash ends the host
-        ("https://ann:se@cret@host/x", "https://***@host/x"),
-        ("https://host/x?token=abc&size=3", "https://host/x?token=***&size=3"),
-        ("two: s3://a:b@c and http://d:e@f", "two: s3://***@c and http://***@f"),
-        ("/data/me@home/images", "/data/me@home/images"),
-        ("https://host/x?monkeys=3", "https://host/x?monkeys=***"),  # rather one too many
-    ],
-)
-def test_redact(text: str, expected: str) -> None:
-    assert tracking.redact(text) == expected
-
-
 def test_metric_names_are_what_mlflow_takes() -> None:
     assert tracking.metric_name("T-shirt, größe L") == "T-shirt_2c_ größe L"
     assert tracking.metric_name("..") == "_2e__2e_"

@@ -1,0 +1,113 @@
+"""`rondo select` and `rondo acquire --what-if`: the command line against al_core itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import save_file
+from typer.testing import CliRunner
+
+import al_core
+from flows.cli import app
+from tasks.errors import RondoError
+from tasks.workspace import Workspace
+from tests.conftest import advance
+
+Begun = Callable[..., Workspace]
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(200, 6)).astype(np.float32)
+WEIGHT, BIAS = RNG.normal(size=(3, 6)).astype(np.float32), np.zeros(3, np.float32)
+Z = X @ WEIGHT.T + BIAS
+LABELED = np.array([7, 3, 100])
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    for name, array in {"e": X, "z": Z, "l": LABELED, "y": np.array([0, 2, 1]), "bad": np.full((200, 6), np.nan, np.float32)}.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    save_file({"weight": WEIGHT, "bias": BIAS}, tmp_path / "head.safetensors")
+    save_file({"weight": WEIGHT}, tmp_path / "half.safetensors")
+    (tmp_path / "text.npy").write_text("not an array", "utf-8")
+    return tmp_path
+
+
+def run(folder: Path, method: str, *arguments: str) -> str:
+    """What the command prints; what it refuses is raised."""
+    given = [str(folder / each) if each.endswith((".npy", ".safetensors", ".parquet")) else each for each in arguments]
+    result = CliRunner().invoke(app, ["select", method, *given], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "params"),
+    [
+        ("random", [], {}),
+        ("coreset", ["--param", "normalize=true"], {"normalize": True}),
+        ("margin", ["--param", "diversify={strength: 2}", "--param", "partitions=2"], {"diversify": {"strength": 2}, "partitions": 2}),
+    ],
+)
+def test_picks_are_those_of_al_core_in_pick_order(files: Path, method: str, arguments: list[str], params: dict[str, object]) -> None:
+    signals = ["--embeddings", "e.npy", "--logits", "z.npy", "--head", "head.safetensors", "--labeled", "l.npy", "--labels", "y.npy"]
+    said = run(files, method, *signals, "--budget", "9", "--seed", "4", "--out", "picks.parquet", *arguments)
+    pool = al_core.Pool(embeddings=X, logits=Z, head=(WEIGHT, BIAS), labeled=LABELED, labels=[0, 2, 1])
+    expected = al_core.select(method, pool, budget=9, seed=4, **params)
+    frame = pd.read_parquet(files / "picks.parquet")
+    assert list(frame) == ["row", "score"]
+    np.testing.assert_array_equal(frame["row"], expected.rows)
+    np.testing.assert_array_equal(frame["score"], expected.scores)
+    assert f"{method}: 9 of 197" in " ".join(said.split())
+    assert pq.read_schema(files / "picks.parquet").field("score").metadata[b"meaning"].startswith(b"the method's score")
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "message"),
+    [
+        ("margn", ["--embeddings", "e.npy"], "unknown method 'margn'; did you mean 'margin'?"),
+        ("margin", ["--embeddings", "e.npy"], "margin reads logits, which this pool does not have; stage `embed` makes them"),
+        ("margin", ["--logits", "none.npy"], "none.npy cannot be read as a .npy array: "),
+        ("margin", ["--logits", "text.npy"], "text.npy cannot be read as a .npy array: "),
+        ("margin", ["--logits", "z.npy", "--head", "half.safetensors"], "half.safetensors holds weight; expected weight (classes, d) and bias (classes,)"),
+        ("margin", ["--logits", "z.npy", "--head", "e.npy"], "e.npy cannot be read as a safetensors file: "),
+        ("coreset", ["--embeddings", "bad.npy"], "embeddings holds nan in row 0; every value must be finite"),
+        ("coreset", ["--embeddings", "e.npy", "--param", "normalize"], "--param 'normalize' has no value; write it as key=value"),
+        ("coreset", ["--embeddings", "e.npy", "--param", "normalize=[1"], "--param 'normalize=[1': '[1' is no YAML value"),
+        ("coreset", ["--embeddings", "e.npy", "--param", "normalize=true", "--param", "normalize=false"], "--param normalize is given twice"),
+        ("coreset", ["--embeddings", "e.npy", "--param", "normalise=true"], "coreset has no parameter 'normalise'; did you mean 'normalize'?"),
+        ("random", ["--embeddings", "e.npy", "--budget", "500"], "budget is 500 but only 200 images are unlabelled; lower it or ingest more"),
+    ],
+)
+def test_what_cannot_be_done_is_said_and_nothing_written(files: Path, method: str, arguments: list[str], message: str) -> None:
+    budget = [] if "--budget" in arguments else ["--budget", "5"]
+    with pytest.raises(RondoError) as error:
+        run(files, method, *arguments, *budget, "--out", "picks.parquet")
+    assert message in str(error.value)
+    assert not (files / "picks.parquet").exists()
+
+
+def test_a_folder_that_is_not_there_is_said_before_anything_is_computed(files: Path) -> None:
+    with pytest.raises(RondoError, match="nowhere is no folder; make it, or name another --out"):
+        run(files, "random", "--embeddings", "bad.npy", "--budget", "5", "--out", "nowhere/picks.parquet")
+
+
+def test_what_if_shows_other_picks_and_touches_nothing(with_pool: Begun, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = with_pool(**{"import-labels": {"labeller": "files"}, "acquire": {"budget": 12, "control": 0.25, "method": {"name": "coreset"}}})
+    advance(workspace)
+    before = {path: path.stat().st_mtime_ns for path in workspace.root.glob("rounds/**/*") if path.is_file()}
+    arguments = ["--what-if", "coreset", "--what-if", "{name: coreset, normalize: true}", "--what-if", "margin", "--workspace", str(workspace.root)]
+    monkeypatch.setenv("COLUMNS", "200")
+    said = CliRunner().invoke(app, ["acquire", *arguments], catch_exceptions=False).output
+    lines = said.splitlines()
+    own, again, normalized, margin = (next(line for line in lines if text in line) for text in ("(the round's own)", "9 of 9", "normalize: True", "margin"))
+    assert "9 of 9" in own and "9 of 9" in again
+    assert " of 9" in normalized
+    assert "margin reads logits, which this pool does not have" in margin
+    assert {path: path.stat().st_mtime_ns for path in workspace.root.glob("rounds/**/*") if path.is_file()} == before
+    with pytest.raises(RondoError, match="--what-if: unknown method 'margn'; did you mean 'margin'"):
+        CliRunner().invoke(app, ["acquire", "--what-if", "margn", "--workspace", str(workspace.root)], catch_exceptions=False)
