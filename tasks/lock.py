@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import yaml
 
@@ -24,13 +25,11 @@ def locked(workspace: Workspace) -> Iterator[None]:
     """
     workspace.private.mkdir(exist_ok=True)
     with (workspace.private / "lock").open("a+", encoding="utf-8") as file:
-        file.seek(0)
-        holder = file.read().strip()
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise WorkspaceError(f"process {holder or '?'} is at work in {workspace.root}; wait for it to end, or stop it, then try again") from error
-        if holder:
+            raise WorkspaceError(f"process {written(file) or '?'} is at work in {workspace.root}; wait for it to end, or stop it, then try again") from error
+        if written(file):
             clean_up(workspace)
         file.truncate(0)
         file.write(str(os.getpid()))
@@ -39,6 +38,12 @@ def locked(workspace: Workspace) -> Iterator[None]:
             yield
         finally:
             file.truncate(0)  # whoever finds a pid knows that its writer was killed
+
+
+def written(file: TextIO) -> str:
+    """The process id that the lock holds: of its holder or, under our own lock, of one that was killed."""
+    file.seek(0)
+    return file.read().strip()
 
 
 def clean_up(workspace: Workspace) -> None:

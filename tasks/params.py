@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import typing
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,7 +21,7 @@ Positive = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """Strict and frozen: an unknown key or a wrong type is an error, never a guess."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True, allow_inf_nan=False)
 
 
 class Programme(Section):
@@ -83,6 +83,7 @@ class Export(Section):
 
     url_prefix: str = Field("", description="put before each uri in the labelling tool's tasks, such as https://host/bucket/")
     images: bool = Field(True, description="copy the picked images into batch/images/")
+    suggestions: bool = Field(False, description="show labellers what the model expects; saves clicks, but whoever follows it flatters the model")
     columns: Positive = Field(10, description="images a row in the contact sheet")
 
 
@@ -138,7 +139,7 @@ class Params(Section):
             ParamsError: naming the key, what was got, what is expected, and the nearest known key.
         """
         try:
-            content = yaml.safe_load(path.read_text("utf-8"))
+            content = yaml.load(path.read_text("utf-8"), UniqueKeys)
         except FileNotFoundError as error:
             raise ParamsError(f"{path} is missing; is this a workspace? `rondo init DIR --source SOURCE` makes one") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -160,6 +161,17 @@ class Params(Section):
     def dump(self) -> str:
         """The file's text with every value explicit, as frozen rounds hold it."""
         return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True, width=1000)
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """YAML in which no key stands twice: of a section that does, YAML's own loader would drop the first half in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for place, key in enumerate(keys):
+            if any(key.value == before.value for before in keys[:place]):
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is written twice; put both into one", key.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def explain(model: type[BaseModel], error: ValidationError) -> Iterator[str]:

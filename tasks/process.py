@@ -80,7 +80,7 @@ def run(command: Sequence[str], folder: Path, on_line: Callable[[str], None] | N
         text=True,
         errors="replace",
         start_new_session=True,
-        preexec_fn=die_with_parent if _prctl is not None else None,
+        preexec_fn=die_with_parent,
     )
     lines = []
     try:
@@ -99,13 +99,14 @@ def run(command: Sequence[str], folder: Path, on_line: Callable[[str], None] | N
 
 
 def end_group(child: subprocess.Popen[str], patience: float = 10.0) -> None:
-    """Ask the child's group to end, and kill what is left of it after `patience` seconds."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(child.pid, number)
-        except ProcessLookupError:
-            break
-        try:
-            child.wait(patience)
-        except subprocess.TimeoutExpired:
-            continue
+    """Ask the child's group to end, and kill what is left of it after `patience` seconds; its leader may end before the others do."""
+    deadline = time.monotonic() + patience
+    with contextlib.suppress(ProcessLookupError):  # none is left
+        os.killpg(child.pid, signal.SIGTERM)
+        while time.monotonic() < deadline:
+            child.poll()  # else the leader stays in the group as a zombie
+            os.killpg(child.pid, 0)
+            time.sleep(0.02)
+        os.killpg(child.pid, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(patience)

@@ -27,6 +27,10 @@ ROOT = Path(__file__).parents[2]
         ("classes: 2024-01-01", "Object of type date is not JSON serializable; put the value in quotes"),
         ("[1, 2]", "holds list, expected sections such as `acquire:`"),
         ("a: [", "is not YAML"),
+        ("acquire: {budget: 3}\nseed: 1\nacquire: {control: 0.5}", "'acquire' is written twice; put both into one\n  in \"<unicode string>\", line 3"),
+        ("acquire: {budget: 3, budget: 4}", "'budget' is written twice"),
+        ("retrain: {l2: .inf}", "retrain.l2 is inf; input should be a finite number"),
+        ("pretrain: {temperature: .nan}", "pretrain.temperature is nan; input should be a finite number"),
     ],
 )
 def test_bad_params_are_refused_by_name(tmp_path: Path, text: str, message: str) -> None:

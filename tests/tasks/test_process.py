@@ -12,14 +12,7 @@ from pathlib import Path
 import pytest
 
 from tasks import process
-
-
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
+from tests.conftest import alive
 
 
 def wait_for(condition: object, seconds: float = 10.0) -> bool:
@@ -73,3 +66,33 @@ def test_an_exception_while_reading_ends_the_group(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         process.run([sys.executable, "-c", code], tmp_path, stop)
     assert wait_for(lambda: not alive(int((tmp_path / "pid").read_text())))
+
+
+ORPHAN = """
+import os, signal, subprocess, sys, time
+child = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), open('said', 'w').write('goodbye'), sys.exit())); "
+child += "open('ready', 'w').close(); time.sleep(60)"
+subprocess.Popen([sys.executable, "-c", child])
+while not os.path.exists("ready"):
+    time.sleep(0.02)
+print("x", flush=True)
+time.sleep(60)
+"""
+
+
+def test_what_outlives_the_leader_of_its_group_is_given_time_to_end(tmp_path: Path) -> None:
+    def stop(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        process.run([sys.executable, "-c", ORPHAN], tmp_path, stop)  # the leader dies of SIGTERM at once, its child tidies up first
+    assert (tmp_path / "said").read_text() == "goodbye"
+
+
+def test_what_does_not_end_in_time_is_killed(tmp_path: Path) -> None:
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('x', flush=True); time.sleep(60)"
+    child = subprocess.Popen([sys.executable, "-c", deaf], cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert child.stdout is not None
+    child.stdout.readline()
+    process.end_group(child, patience=0.3)
+    assert child.returncode == -signal.SIGKILL
