@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,13 +16,13 @@ from torch.nn.functional import cross_entropy
 from al_core.encoders import Encoder, deterministic
 from al_core.features import features
 from al_core.linear import Linear, fit
-from al_core.loading import BILINEAR, Images, load, pixels, resized, shuffled, unit
+from al_core.loading import BILINEAR, Images, OnEpoch, load, pixels, resized, shuffled, unit
 from al_core.seeds import derive
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-OnEpoch = Callable[[int, float, float], None]  # epoch from 1, mean loss, learning rate of the epoch's last step
+MIN_CROP = 0.8  # smallest share of the side that a random crop keeps
 
 
 @dataclass(frozen=True)
@@ -65,10 +64,8 @@ def finetune(
     workers: int,
     device: torch.device,
     l2: float = 1e-3,
-    min_crop: float = 0.8,
     flip: bool = False,
     on_epoch: OnEpoch = lambda epoch, loss, rate: None,
-    threads: int = 1,
 ) -> Finetuned:
     """All weights trained on the labels, from a copy of the encoder and a fresh linear head; the encoder given is left as it is.
 
@@ -77,14 +74,12 @@ def finetune(
     keeps the statistics of pretraining, as few labels give poor ones; its scales and shifts are trained.
 
     Args:
-        images: the labelled images (`loading.Rows` picks them out of a pool).
+        images: the labelled images.
         labels: (n,) in 0..classes-1, one for each image.
         classes: how many there are, with or without examples.
         l2: ridge of the head that training starts from; see `linear.fit`.
-        min_crop: smallest share of the side that a random crop keeps.
         flip: mirror left-right half of the time.
         on_epoch: called after each epoch.
-        threads: of the CPU; see `deterministic`.
 
     Raises:
         ValueError: no labels, labels that do not fit the images or the classes, or a loss that is not finite.
@@ -99,14 +94,14 @@ def finetune(
         head.weight.copy_(torch.from_numpy(start.weight))
         head.bias.copy_(torch.from_numpy(start.bias))
     network = nn.Sequential(encoder, head).to(device).eval()  # eval: of its layers only batch norm minds
-    steps = math.ceil(len(labels) / batch_size) * epochs
+    per_epoch = math.ceil(len(labels) / batch_size)
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, per_epoch * epochs)
     seed = derive(seed, "finetune")
     truth = torch.as_tensor(labels, device=device)
     picks = list(shuffled(range(len(labels)), batch_size, epochs, seed, drop_last=False))
-    batches = load(held, picks, Jitter(image_size, min_crop, flip), seed=seed, workers=workers)
-    with deterministic(threads):
+    batches = load(held, picks, Jitter(image_size, MIN_CROP, flip), seed=seed, workers=workers)
+    with deterministic(1):
         total = 0.0
         for step, (batch, views) in enumerate(zip(picks, batches, strict=True), start=1):
             rows = torch.tensor([row for _, row in batch], device=device)
@@ -119,8 +114,9 @@ def finetune(
             total += loss.item() * len(batch)
             if not math.isfinite(total):
                 raise ValueError(f"the loss of step {step} is {loss.item()}; lower retrain.learning_rate (now {learning_rate})")
-            if step * epochs % steps == 0:
-                on_epoch(step * epochs // steps, total / len(labels), rate)
+            epoch, rest = divmod(step, per_epoch)
+            if rest == 0:
+                on_epoch(epoch, total / len(labels), rate)
                 total = 0.0
     return Finetuned(encoder, Linear(head.weight.detach().cpu().numpy(), head.bias.detach().cpu().numpy()))
 

@@ -38,20 +38,7 @@ class Images(Protocol):
 
 
 View = Callable[["Image"], Tensor]  # picklable; may draw from torch's and NumPy's global generators, which are set for each (seed, epoch, row)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Some of the images, in the order given."""
-
-    images: Images
-    rows: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, row: int, /) -> Image:
-        return self.images[self.rows[row]]
+OnEpoch = Callable[[int, float, float], None]  # of training: epoch from 1, mean loss, learning rate of the epoch's last step
 
 
 @dataclass(frozen=True)

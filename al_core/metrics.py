@@ -39,29 +39,6 @@ def wilson(successes: int, n: int) -> Proportion:
     return Proportion(value, low, high)
 
 
-def confusion(labels: Labels, predictions: Labels, classes: int) -> Labels:
-    """(classes, classes) counts: row = the label, column = the prediction."""
-    check(labels, predictions.shape == labels.shape, f"predictions of shape {predictions.shape}", "(n,)", classes)
-    check(predictions, True, "", "", classes)
-    return np.bincount(labels * classes + predictions, minlength=classes * classes).reshape(classes, classes).astype(np.int64)
-
-
-def accuracy(labels: Labels, predictions: Labels) -> Proportion:
-    """Share of predictions that are right, with its Wilson interval.
-
-    Raises:
-        ValueError: no labels.
-    """
-    check(labels, predictions.shape == labels.shape, f"predictions of shape {predictions.shape}", "(n,)")
-    return wilson(int((labels == predictions).sum()), len(labels))
-
-
-def recall(labels: Labels, predictions: Labels, classes: int) -> tuple[Labels, Labels]:
-    """For each class, how many of its images were recognised, and how many there are: (classes,) each."""
-    counts = confusion(labels, predictions, classes)
-    return counts.diagonal().copy(), counts.sum(axis=1)
-
-
 def log_probabilities(logits: Floats) -> npt.NDArray[np.float64]:
     """(n, classes) log-softmax in float64: no overflow, and no -inf from finite logits.
 
@@ -79,7 +56,7 @@ def log_probabilities(logits: Floats) -> npt.NDArray[np.float64]:
 
 def nll(logits: Floats, labels: Labels) -> float:
     """Mean negative log-likelihood of the labels, nats; lower is better. logits: (n, classes)."""
-    check(labels, len(logits) == len(labels), f"logits of shape {logits.shape}", "(n, classes)", logits.shape[-1])
+    check(logits, labels)
     return float(-log_probabilities(logits)[np.arange(len(labels)), labels].mean())
 
 
@@ -89,7 +66,7 @@ def ece(logits: Floats, labels: Labels, bins: int = 15) -> float:
     Images are grouped by confidence (top softmax probability) into equal bins (0, 1/bins], ...; the gap between accuracy and mean confidence of
     each is averaged, weighted by its images (Guo et al. 2017).
     """
-    check(labels, len(logits) == len(labels), f"logits of shape {logits.shape}", "(n, classes)", logits.shape[-1])
+    check(logits, labels)
     logs = log_probabilities(logits)
     confidence = np.exp(logs.max(axis=1))
     correct = logs.argmax(axis=1) == labels
@@ -98,11 +75,11 @@ def ece(logits: Floats, labels: Labels, bins: int = 15) -> float:
     return float(np.abs(gaps).sum() / len(labels))
 
 
-def check(labels: Labels, fits: bool, got: str, expected: str, classes: int | None = None) -> None:
-    """Raise unless there are labels, they are classes, and the other array fits them."""
-    if labels.ndim != 1 or not fits:
-        raise ValueError(f"got labels of shape {labels.shape} and {got}, expected (n,) and {expected}")
+def check(logits: Floats, labels: Labels) -> None:
+    """Raise unless there are labels, one for each row of the logits, and they are among its classes."""
+    if labels.ndim != 1 or logits.ndim != 2 or len(logits) != len(labels):
+        raise ValueError(f"got labels of shape {labels.shape} and logits of shape {logits.shape}, expected (n,) and (n, classes)")
     if len(labels) == 0:
         raise ValueError("got no labels, expected at least 1")
-    if classes is not None and (labels.min() < 0 or labels.max() >= classes):
-        raise ValueError(f"got classes {labels.min()} to {labels.max()}, expected 0 to {classes - 1}")
+    if labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise ValueError(f"got classes {labels.min()} to {labels.max()}, expected 0 to {logits.shape[1] - 1}")

@@ -23,12 +23,12 @@ def generator(seed: int, *purpose: str | int) -> np.random.Generator:
 
 @contextmanager
 def seeded(seed: int, *purpose: str | int) -> Iterator[None]:
-    """Run a block with the global generators of torch, NumPy and Python set for a purpose, then put them back: for libraries that use them."""
+    """Run a block with the global generators of torch (the CPU's), NumPy and Python set for a purpose, then put them back: for libraries that use them."""
     import torch
 
     before = (torch.get_rng_state(), np.random.get_state(), random.getstate())  # noqa: NPY002
     value = derive(seed, *purpose)
-    torch.manual_seed(value)
+    torch.default_generator.manual_seed(value)  # torch.manual_seed would set CUDA's too, which nobody puts back
     np.random.seed(value % 2**32)  # noqa: NPY002
     random.seed(value)
     try:

@@ -15,13 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from al_core.encoders import Encoder, deterministic
-from al_core.loading import Images, View, load, resized, shuffled, unit
+from al_core.loading import Images, OnEpoch, View, load, resized, shuffled, unit
 from al_core.seeds import seeded
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-OnEpoch = Callable[[int, float, float], None]  # epoch from 1, mean loss, learning rate of the epoch's last step
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,6 @@ class Augment:
     color: float = 0.5  # strength of colour jitter, with 0.2 probability of grey; 0: neither
     flip: bool = True  # mirror left-right half of the time
     rotate: float = 0.0  # largest rotation, degrees
-    blur: float = 0.0  # probability of Gaussian blur; the paper's 0.5 is for large images
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ def two_views(augment: Augment, size: int) -> View:
             cj_strength=augment.color,
             random_gray_scale=0.2 if augment.color else 0.0,
             min_scale=augment.min_crop,
-            gaussian_blur=augment.blur,
+            gaussian_blur=0.0,  # the paper's 0.5 is for large images
             hf_prob=0.5 if augment.flip else 0.0,
             rr_prob=1.0 if augment.rotate else 0.0,
             rr_degrees=augment.rotate or None,
@@ -80,7 +77,6 @@ def train(
     workers: int,
     device: torch.device,
     on_epoch: OnEpoch,
-    threads: int = 1,
 ) -> None:
     """Train the encoder in place, on the device.
 
@@ -91,7 +87,6 @@ def train(
         weight_decay: of matrices and convolutions; biases and batch norm are left free.
         temperature: divides the cosine similarities; lower = harder negatives.
         on_epoch: called after each epoch.
-        threads: of the CPU; see `deterministic`.
 
     Raises:
         ValueError: fewer than 2 images, or a loss that is not finite.
@@ -111,7 +106,7 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, steps, steps * epochs))
     held = resized(images, image_size, workers=workers)
     batches = load(held, shuffled(range(len(images)), batch_size, epochs, seed, drop_last=True), two_views(augment, image_size), seed=seed, workers=workers)
-    with deterministic(threads):
+    with deterministic(1):
         for epoch in range(1, epochs + 1):
             total = torch.zeros((), device=device)
             for _ in range(steps):

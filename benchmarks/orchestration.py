@@ -22,7 +22,7 @@ import yaml
 
 from benchmarks.record import write
 from tasks import dvc, git, rounds
-from tasks.params import Params, render
+from tasks.params import Params
 from tasks.stage import all_stages
 from tasks.workspace import Workspace, init
 
@@ -72,16 +72,16 @@ def trivial_workspace(folder: Path) -> Workspace:
         names = " ".join(str(kept / Path(artifact.file).name) for artifact in stage.writes.values())
         content["stages"][stage.name]["cmd"] = f"cp -r {names} ."
     (workspace.root / "dvc.yaml").write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
-    (workspace.root / "params.yaml").write_text(render(workspace.params), "utf-8")
-    git.commit(workspace.root, ["dvc.yaml", "params.yaml"], "Trivial stages")
+    git.commit(workspace.root, ["dvc.yaml"], "Trivial stages")
     return workspace
 
 
 CYCLES = """
-import json, os, sys, time
-os.environ["PREFECT_HOME"] = sys.argv[1] + "/.rondo/prefect"
-os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
-os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "180"
+import json, sys, time
+from pathlib import Path
+from flows.cli import servers_at_home
+from tasks.workspace import Workspace
+servers_at_home(Workspace(Path(sys.argv[1])))
 from flows.cycle import cycle
 seconds = []
 for _ in range(int(sys.argv[2])):

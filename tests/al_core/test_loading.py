@@ -2,7 +2,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from al_core.loading import Held, Rows, Square, in_order, load, pixels, resized, shuffled, unit
+from al_core.loading import Held, Square, in_order, load, pixels, resized, shuffled, unit
+from tests.conftest import alive
 
 N = 13
 
@@ -118,12 +118,6 @@ def test_an_error_of_reading_arrives_as_it_was_raised(workers: int) -> None:
     assert "in __getitem__" in caught.value.__notes__[0]
 
 
-def test_rows_pick_from_a_pool() -> None:
-    some = Rows(Noise(), [5, 2])
-    assert len(some) == 2
-    assert some[1].tobytes() == Noise()[2].tobytes()
-
-
 def test_images_held_in_memory_are_those_resized_at_every_use() -> None:
     held, read = resized(Noise(), 8, workers=1), resized(Noise(), 8, workers=0, limit=8 * 8 * 3 * N - 1)
     assert isinstance(held, Held)
@@ -160,17 +154,9 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_workers_die_with_their_parent_at_once() -> None:
     run = subprocess.run([sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE, text=True, check=False, timeout=200)
     assert run.returncode == -signal.SIGKILL
-    workers = [Path("/proc") / pid for pid in run.stdout.split()]
+    workers = [int(pid) for pid in run.stdout.split()]
     assert len(workers) == 2
     deadline = time.monotonic() + 20
     while any(map(alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(alive, workers))
-
-
-def alive(process: Path) -> bool:
-    """Exists and is no zombie, which only waits for init."""
-    try:
-        return process.joinpath("stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
