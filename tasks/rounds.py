@@ -450,7 +450,8 @@ def require_unaltered(this: Round) -> None:
     changed = altered(this)
     if changed:
         raise WorkspaceError(
-            f"{this.name} cannot be closed: {', '.join(changed)} changed since its stages ran; `dvc checkout` or `git checkout` restores, `rondo run` runs them anew"
+            f"{this.name} cannot be closed: {', '.join(changed)} changed since its stages ran; "
+            "`dvc checkout` or `git checkout` restores, `rondo run` runs them anew"
         )
 
 
