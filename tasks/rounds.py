@@ -363,7 +363,10 @@ def waiting(this: Round) -> str | None:
     folder = this.root / this.answers
     batch = f"{this.folder}/batch"
     if not folder.exists() or not any(path for path in folder.iterdir() if not path.name.startswith(".")):
-        return f"{this.name} waits for labels: give {batch}/ to the labellers and put their answers (CSV, JSONL or Label Studio JSON) into {this.answers}/"
+        return (
+            f"{this.name} waits for labels: give {batch}/ to the labellers and put their answers (CSV, JSONL or Label Studio JSON) "
+            f"into {this.answers}/ (a folder you make)"
+        )
     selection, manifest = Selection.load(this.path / "selection.parquet"), Manifest.load(this.file(Manifest.file))
     checked = validate(read(Answers(folder)), selection, manifest, known_before(this), params.classes or [])
     if checked.enough(params.import_labels.min_answered):

@@ -53,7 +53,8 @@ def what_next(workspace: Workspace) -> str:
     except WorkspaceError as error:
         return str(error)
     if going_on:
-        return f"{going_on[-1].name}: {open_state(going_on[-1], long=True)}"
+        text = open_state(going_on[-1], long=True)
+        return text if text.startswith(going_on[-1].name) else f"{going_on[-1].name}: {text}"
     if not workspace.all("pools"):
         return "`rondo cycle` takes in the source, trains an encoder and opens the first round"
     try:

@@ -18,7 +18,7 @@ from tasks import dvc
 from tasks.acquire import arms, expectations, pool_of
 from tasks.artifacts import Manifest, PreviousLabels, Selection, StartLabels
 from tasks.errors import WorkspaceError
-from tasks.rounds import inputs, settle_method
+from tasks.rounds import inputs, needs_model, settle_method
 from tasks.signals import Signals
 from tasks.workspace import Round
 
@@ -59,6 +59,9 @@ def what_if(this: Round, methods: Sequence[dict[str, Any]]) -> list[Picked]:
     selection = Selection.load(this.file(Selection.file)).frame.query("arm == 'acquired'")
     found = [picked(params.acquire.method, np.searchsorted(manifest.ids, selection["id"].to_numpy(dtype=np.str_)), signals, manifest)]
     for method in settled:
+        if needs_model(method) and signals.head() is None:
+            found.append(Picked(method, np.empty(0, np.int64), [], Counter(), "needs a model, and before the first round is closed there is none"))
+            continue
         try:
             rows = arms(pool, params.acquire.model_copy(update={"method": method}), params.seed, this.name)[0].rows
             found.append(picked(method, rows, signals, manifest))

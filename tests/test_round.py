@@ -135,7 +135,8 @@ def test_missing_answers_are_waited_for_and_then_taken(with_pool: Begun) -> None
     state = advance(workspace)
     assert state.name == rounds.AWAITING_LABELS
     assert state.message == (
-        "r001 waits for labels: give rounds/r001/batch/ to the labellers and put their answers (CSV, JSONL or Label Studio JSON) into answers/r001/"
+        "r001 waits for labels: give rounds/r001/batch/ to the labellers and put their answers (CSV, JSONL or Label Studio JSON) "
+        "into answers/r001/ (a folder you make)"
     )
     before, lock = head(workspace), (workspace.root / "rounds/r001/dvc.lock").read_bytes()
     assert advance(workspace) == state

@@ -107,7 +107,7 @@ def test_what_if_shows_other_picks_and_touches_nothing(with_pool: Begun, monkeyp
     own, again, normalized, margin = (next(line for line in lines if text in line) for text in ("(the round's own)", "9 of 9", "normalize: True", "margin"))
     assert "9 of 9" in own and "9 of 9" in again
     assert " of 9" in normalized
-    assert "margin reads logits, which this pool does not have" in margin
+    assert "needs a model, and before the first round is closed there is none" in margin
     assert {path: path.stat().st_mtime_ns for path in workspace.root.glob("rounds/**/*") if path.is_file()} == before
     with pytest.raises(RondoError, match="--what-if: unknown method 'margn'; did you mean 'margin'"):
         CliRunner().invoke(app, ["acquire", "--what-if", "margn", "--workspace", str(workspace.root)], catch_exceptions=False)
