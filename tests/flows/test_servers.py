@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,8 @@ def test_the_locked_prefect_and_mlflow_servers_start_serve_and_end(
     shutil.copy(empty_database, finished.private / "mlflow.db")
     environment = {key: value for key, value in os.environ.items() if key not in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")}
     environment["PREFECT_HOME"] = str(tmp_path / "prefect")
-    child = subprocess.Popen([sys.executable, "-c", SERVE, str(finished.root)], stdout=subprocess.PIPE, text=True, env=environment)
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell lets what it runs in the background ignore Ctrl-C, tests included
+    child = subprocess.Popen([sys.executable, "-c", SERVE, str(finished.root)], stdout=subprocess.PIPE, text=True, env=environment, preexec_fn=heed)
     assert child.stdout is not None
     try:
         lines = [child.stdout.readline().strip() for _ in range(3)]
