@@ -1,0 +1,173 @@
+"""Nearest neighbours against their definition: all distances in float64, sorted."""
+
+from __future__ import annotations
+
+import builtins
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+import al_core.pool
+from al_core import neighbors as module
+from al_core.neighbors import Cloud, Held, Index, Targets, neighbors
+
+Doubles = npt.NDArray[np.float64]
+
+RNG = np.random.default_rng(3)
+CLOUDS: dict[str, Doubles] = {
+    "gaussian": RNG.normal(size=(150, 20)),
+    "one dimension": RNG.normal(size=(150, 1)),
+    "many dimensions": RNG.normal(size=(150, 1500)),
+    "clusters": RNG.normal(size=(6, 20))[RNG.integers(6, size=150)] + 0.01 * RNG.normal(size=(150, 20)),
+    "far from the origin": 1000 + RNG.normal(size=(150, 20)),
+    "grid with many ties": RNG.integers(0, 3, size=(150, 3)).astype(np.float64),
+    "pairs of twins": np.repeat(RNG.normal(size=(75, 20)), 2, axis=0),
+    "all alike": np.ones((150, 4)),
+    "lengths of many sizes": RNG.normal(size=(150, 20)) * np.exp(2 * RNG.normal(size=(150, 1))),
+    "one outlier": np.concatenate([RNG.normal(size=(149, 20)), np.full((1, 20), 6e4)]),
+}
+
+
+def by_definition(x: npt.NDArray[np.floating], k: int) -> tuple[npt.NDArray[np.int64], Doubles]:
+    """(n, k) nearest others of each point and squared distances; ties by lowest number."""
+    x = x.astype(np.float64)
+    rows, squares = [], []
+    for i, point in enumerate(x):
+        square = [(float(((point - other) ** 2).sum()), j) for j, other in enumerate(x) if j != i]
+        nearest = sorted(square)[:k]
+        rows.append([j for _, j in nearest])
+        squares.append([gap for gap, _ in nearest])
+    return np.array(rows), np.array(squares)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_against_the_definition(cloud: str, dtype: npt.DTypeLike) -> None:
+    x = CLOUDS[cloud].astype(dtype)
+    found, squares = neighbors(x, np.arange(150), 7)
+    expected, expected_squares = by_definition(x, 7)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(squares, expected_squares, rtol=1e-12)
+    assert found.dtype == np.int64 and squares.dtype == np.float64
+
+
+@pytest.mark.parametrize("k", [1, 2, 40, 149])
+def test_any_number_of_neighbours(k: int) -> None:
+    x = CLOUDS["gaussian"]
+    np.testing.assert_array_equal(neighbors(x, np.arange(150), k)[0], by_definition(x, k)[0])
+
+
+@pytest.mark.parametrize(("queries", "values"), [(1, 1), (7, 100), (1, 5000), (1000, 10_000)])
+def test_blocks_change_nothing(queries: int, values: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = CLOUDS["clusters"].astype(np.float32)
+    expected = neighbors(x, np.arange(150), 5)
+    monkeypatch.setattr(module, "QUERIES", queries)
+    monkeypatch.setattr(al_core.pool, "BLOCK_VALUES", values)
+    for one, other in zip(neighbors(x, np.arange(150), 5), expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_more_points_than_one_tile() -> None:
+    x = np.random.default_rng(0).normal(size=(2500, 6)).astype(np.float32)
+    found, _ = neighbors(x, np.arange(2500), 10)
+    square = ((x.astype(np.float64)[:, None] - x.astype(np.float64)[None]) ** 2).sum(axis=2)
+    np.fill_diagonal(square, np.inf)
+    np.testing.assert_array_equal(found, np.argsort(square, axis=1, kind="stable")[:, :10])
+
+
+def test_positions_in_the_rows_given() -> None:
+    x = CLOUDS["gaussian"]
+    rows = np.random.default_rng(1).permutation(150)[:60]
+    for one, other in zip(neighbors(x, rows, 4), neighbors(x[rows], np.arange(60), 4), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_directions() -> None:
+    x = CLOUDS["lengths of many sizes"].copy()
+    x[5] = 0
+    scaled = x / np.where(np.arange(150) == 5, 1, np.linalg.norm(x, axis=1))[:, None]
+    found, squares = neighbors(x, np.arange(150), 6, unit=True)
+    expected, expected_squares = by_definition(scaled, 6)
+    np.testing.assert_allclose(squares, expected_squares, rtol=1e-9)
+    np.testing.assert_array_equal(found[6:], expected[6:])  # to row 5, the origin, all the others are 1 away, within a rounding
+
+
+def test_k_is_1_to_the_number_of_others() -> None:
+    for k in (0, 150):
+        with pytest.raises(ValueError, match=f"k is {k}; expected 1 to 149, the number of other rows"):
+            neighbors(CLOUDS["gaussian"], np.arange(150), k)
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_points_held_on_a_device(cloud: str) -> None:
+    """What runs on a GPU, run on the CPU: the same pairs, bar the order of pairs whose distances differ by a rounding."""
+    for unit in (False, True):
+        points = Cloud(CLOUDS[cloud].astype(np.float32), np.arange(150), unit)
+        for (_, *one, gap), (_, *other, other_gap) in zip(module.near_pairs(points, 7), module.near_pairs(Held(points, "cpu"), 7), strict=True):
+            np.testing.assert_allclose(gap, other_gap, rtol=1e-9, atol=1e-12)
+            for array, other_array in zip(one, other, strict=True):
+                np.testing.assert_array_equal(array, other_array)
+
+
+@pytest.mark.parametrize("index", ["ivf", "hnsw"])
+def test_approximate_indexes_find_most_and_measure_exactly(index: Index) -> None:
+    pytest.importorskip("faiss")
+    x = np.random.default_rng(0).normal(size=(2000, 8)).astype(np.float32)
+    found, squares = neighbors(x, np.arange(2000), 10, index=index)
+    exact, _ = neighbors(x, np.arange(2000), 10)
+    assert np.mean([len(np.intersect1d(one, other)) / 10 for one, other in zip(found, exact, strict=True)]) > 0.9
+    np.testing.assert_allclose(squares, ((x[:, None].astype(np.float64) - x[found]) ** 2).sum(axis=2), rtol=1e-12)
+    assert (np.diff(squares, axis=1) >= 0).all() and not (found == np.arange(2000)[:, None]).any()
+    assert all(len(set(one.tolist())) == 10 for one in found)
+
+
+@pytest.mark.parametrize("index", ["ivf", "hnsw"])
+@pytest.mark.parametrize("size", [2, 3, 40])
+def test_approximate_indexes_of_few_rows_are_exact(index: Index, size: int) -> None:
+    pytest.importorskip("faiss")
+    x = CLOUDS["gaussian"][:size].astype(np.float32)
+    np.testing.assert_array_equal(neighbors(x, np.arange(size), size - 1, index=index)[0], by_definition(x, size - 1)[0])
+
+
+def test_without_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *arguments: Any) -> Any:
+        if name == "faiss":
+            raise ImportError(name)
+        return real(name, *arguments)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    x = CLOUDS["gaussian"]
+    assert neighbors(x, np.arange(150), 3)[0].shape == (150, 3)
+    with pytest.raises(ValueError, match="an approximate index needs faiss, which is not installed: pip install faiss-cpu, or say index: exact"):
+        neighbors(x, np.arange(150), 3, index="ivf")
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1e-30, 1, 1e30, 1e140])
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_contenders_hold_every_nearest(cloud: str, scale: float) -> None:
+    x = CLOUDS[cloud] * scale
+    targets, points = x[:40], x[40:]
+    square = np.array([((point / scale - targets / scale) ** 2).sum(axis=1) for point in points]) * scale**2
+    point, target = Targets(targets).contenders(points)
+    kept = set(zip(point.tolist(), target.tolist(), strict=True))
+    assert {(i, j) for i, j in np.argwhere(square == square.min(axis=1, keepdims=True)).tolist()} <= kept
+    reach = np.median(square, axis=1) / 2
+    point, target = Targets(targets).contenders(points, reach)
+    kept = set(zip(point.tolist(), target.tolist(), strict=True))
+    wanted = (square == square.min(axis=1, keepdims=True)) & (square <= reach[:, None])
+    assert {(i, j) for i, j in np.argwhere(wanted).tolist()} <= kept
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_finds_the_same() -> None:
+    x = np.random.default_rng(0).normal(size=(9000, 30)).astype(np.float32)
+    on_gpu, squares = neighbors(x, np.arange(9000), 10, device="cuda")
+    expected, expected_squares = neighbors(x, np.arange(9000), 10)
+    np.testing.assert_array_equal(on_gpu, expected)
+    np.testing.assert_allclose(squares, expected_squares, rtol=1e-12)
