@@ -1,6 +1,6 @@
 """README and docs say what the code does: links, commands, options, knobs, files, methods and environment variables that they name exist.
 
-The tables of params.md, artifacts.md and choose-a-method.md are made from the code: `python -m tests.test_docs` renews them.
+The tables of params.md, artifacts.md and methods/ are made from the code: `python -m tests.test_docs` renews them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,10 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from al_core import registry
+from al_core.composition import Diversify, Quota
 from al_core.methods import methods
+from al_core.pool import SIGNALS
+from al_core.registry import COMPOSITION, Card, parameters_of, spelled
 from flows.cli import app
 from tasks import artifacts
 from tasks.artifacts import Record, Table
@@ -92,7 +96,7 @@ def test_a_broken_link_and_a_broken_anchor_are_noticed(tmp_path: Path) -> None:
 
 
 def test_every_page_is_to_be_found_from_the_index() -> None:
-    indexes = (DOCS / "index.md", DOCS / "decisions/index.md")
+    indexes = (DOCS / "index.md", DOCS / "decisions/index.md", DOCS / "methods/index.md")
     linked = {(page.parent / found[1].partition("#")[0]).resolve() for page in indexes for found in LINK.finditer(prose(page))}
     assert [name_of(page) for page in DOCS.rglob("*.md") if page not in linked | {indexes[0]}] == []
 
@@ -289,16 +293,55 @@ def schema_tables() -> str:
     return "\n".join(parts)
 
 
+OWN = [card for card in methods() if card.kind.__module__.startswith("al_core.")]
+
+
+def reads(card: Card) -> str:
+    """The signals of a method."""
+    return ", ".join(f"`{need}`" for need in card.needs) or "nothing"
+
+
 def method_table() -> str:
-    """The cards of Rondo's own methods."""
-    own = [card for card in methods() if card.kind.__module__.startswith("al_core.")]
+    """Rondo's own methods, each with a link to its page."""
     rows = []
-    for card in own:
-        reads = ", ".join(f"`{need}`" for need in card.needs) or "nothing"
-        rows.append((f"`{card.name}`", reads, "no" if card.needs_model else "yes", card.direction, card.when, card.complexity))
-    text = table(("method", "reads", "first round", "score, and which end is picked first", "when", "cost"), rows)
-    own_knobs = [(f"`{card.name}`", f"`{each.name}`", each.meaning, code(each.default)) for card in own for each in card.parameters]
-    return f"{text}\n{table(('method', 'parameter', 'meaning', 'default'), own_knobs)}"
+    for card in OWN:
+        first = "no" if card.needs_model else "yes"
+        rounds = "yes" if all(SIGNALS[need].in_rounds for need in card.needs) else "no"
+        rows.append((f"[`{card.name}`]({card.name}.md)", card.family, reads(card), first, rounds, card.when))
+    return table(("method", "family", "reads", "before the first model", "in rounds", "when"), rows)
+
+
+def method_card(card: Card) -> str:
+    """What the code says of a method."""
+    facts = [
+        ("family", card.family),
+        ("reads", reads(card)),
+        ("score", card.direction),
+        ("when", card.when),
+        ("time", card.complexity),
+        ("memory", card.memory),
+        ("seed", "draws at random" if card.stochastic else "draws nothing: every seed gives the same picks"),
+        ("bears", "every composition" if card.ranks else "`partitions`"),
+        ("source", card.source),
+    ]
+    rows = [(f"`{each.name}`", each.meaning, cell(spelled(each.type)), code(each.default)) for each in card.parameters]
+    return table(("", ""), facts) + ("\n" + table(("parameter", "meaning", "takes", "default"), rows) if rows else "")
+
+
+def composition_table() -> str:
+    """What may be laid over methods."""
+    rows = [(f"`{each.name}`", each.meaning, cell(spelled(each.type)), code(each.default)) for each in COMPOSITION]
+    inner = [
+        (f"`{name}.{each.name}`", each.meaning, cell(spelled(each.type)), code(each.default))
+        for name, kind in (("diversify", Diversify), ("quota", Quota))
+        for each in parameters_of(kind)
+    ]
+    return table(("parameter", "meaning", "takes", "default"), rows + inner)
+
+
+def cell(text: str) -> str:
+    """Code in a cell of a table, where a bar would end it."""
+    return f"`{text}`".replace(" | ", "` or `")
 
 
 @dataclass(frozen=True)
@@ -322,14 +365,20 @@ MADE = [
     Made(DOCS / "params.md", "params", params_tables),
     Made(DOCS / "artifacts.md", "stages", stage_table),
     Made(DOCS / "artifacts.md", "tables", schema_tables),
-    Made(DOCS / "how-to/choose-a-method.md", "methods", method_table),
+    Made(DOCS / "methods/index.md", "methods", method_table),
+    Made(DOCS / "methods/composition.md", "composition", composition_table),
+    *(Made(DOCS / f"methods/{card.name}.md", "card", partial(method_card, card)) for card in OWN),
 ]
 
 
-@pytest.mark.parametrize("made", MADE, ids=lambda made: made.mark)
+@pytest.mark.parametrize("made", MADE, ids=lambda made: f"{name_of(made.page)} {made.mark}")
 def test_tables_are_what_the_code_says(made: Made) -> None:
     _, part, _ = made.split()
     assert part == made.make(), f"{name_of(made.page)} is out of date; renew it: python -m tests.test_docs"
+
+
+def test_every_method_has_a_page_and_every_page_a_method() -> None:
+    assert {page.stem for page in (DOCS / "methods").glob("*.md")} - {"index", "composition"} == {card.name for card in OWN}
 
 
 def test_every_knob_is_in_the_reference() -> None:
@@ -353,7 +402,7 @@ def test_every_field_of_a_record_is_in_the_reference() -> None:
 
 def test_readme_names_every_method() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
-    assert [card.name for card in methods() if card.kind.__module__.startswith("al_core.") and f"`{card.name}`" not in text] == []
+    assert [card.name for card in OWN if f"`{card.name}`" not in text] == []
 
 
 def test_the_method_of_the_guide_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
