@@ -210,7 +210,7 @@ def test_draws_follow_the_law_of_k_means_plus_plus(least: int, most: int, monkey
     h, z = rng.normal(size=(6, 3)) * np.exp(rng.normal(size=(6, 1))), 2 * rng.normal(size=(6, 4))
     h[5], z[5] = h[4] + 0.3, z[4]  # near each other: seldom both
     pool = Pool(embeddings=h, logits=z)
-    draws = 1500
+    draws = 800
     seen = Counter(tuple(Badge()(pool, 3, rng).rows.tolist()) for _ in range(draws))
     expected = chances(h, z)
     assert set(seen) <= set(expected) and len(expected) == 20 and sum(expected.values()) == pytest.approx(1)
