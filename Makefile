@@ -25,7 +25,7 @@ demo: setup  ## three labelling rounds on scikit-learn's digits, in $(DEMO)/
 	@$(BIN)/rondo status --workspace $(DEMO)
 
 test: setup  ## the default test suite: under 10 minutes on 2 cores
-	$(BIN)/python -m pytest -m "not slow and not gpu" tests
+	$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses 2 --dist worksteal tests
 
 e2e: setup  ## what is too slow for `make test`
 	$(BIN)/python -m pytest -m "slow" tests

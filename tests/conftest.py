@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -20,6 +21,14 @@ from tasks.workspace import Round, Workspace, init
 
 CLASSES = ["three", "two", "zero"]
 NUMBERS = {"zero": 0, "two": 2, "three": 3}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests for a GPU skip where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
 def write_digits(folder: Path, per_class: int) -> Path:
