@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 .DELETE_ON_ERROR:
 .PHONY: setup demo test check e2e lock clean
@@ -25,10 +26,10 @@ demo: setup  ## three labelling rounds on scikit-learn's digits, in $(DEMO)/
 	@$(BIN)/rondo status --workspace $(DEMO)
 
 test: setup  ## the default test suite: under 10 minutes on 2 cores
-	$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses 2 --dist worksteal tests
+	$(PYTEST) -m "not slow and not gpu" tests
 
 e2e: setup  ## what is too slow for `make test`
-	$(BIN)/python -m pytest -m "slow" tests
+	$(PYTEST) -m "slow" tests
 
 check: setup  ## style, types, layers
 	$(BIN)/ruff check .

@@ -157,6 +157,7 @@ def test_missing_answers_are_waited_for_and_then_taken(with_pool: Begun) -> None
     assert (report["labelled"], report["by_annotator"]) == (12, {"anna": 12})
 
 
+@pytest.mark.slow
 def test_another_machine_takes_a_waiting_round_as_it_is(with_pool: Begun, tmp_path: Path) -> None:
     workspace = with_pool(**{"import-labels": {"labeller": "files"}, "programme": {"budget": 12}})
     state = advance(workspace)
@@ -185,6 +186,7 @@ def test_a_round_whose_answers_changed_after_import_is_not_closed(with_pool: Beg
     assert "r001" not in workspace.closed()
 
 
+@pytest.mark.slow
 def test_answers_are_put_under_dvc_only_when_all_are_there(with_pool: Begun) -> None:
     workspace = with_pool(**{"import-labels": {"labeller": "files"}, "programme": {"budget": 12}})
     advance(workspace)
@@ -202,6 +204,7 @@ def test_answers_are_put_under_dvc_only_when_all_are_there(with_pool: Begun) -> 
     assert reproduce(workspace, "r001", silent).identical
 
 
+@pytest.mark.slow
 def test_a_round_is_not_closed_on_answers_that_dvc_does_not_hold(with_pool: Begun) -> None:
     workspace = with_pool(**{"import-labels": {"labeller": "files"}, "programme": {"budget": 12}})
     advance(workspace)
@@ -271,6 +274,7 @@ def test_open_refuses_a_round_that_cannot_be_run(with_pool: Begun, changes: dict
     assert git.changes(workspace.root) == []
 
 
+@pytest.mark.slow
 def test_a_later_round_takes_what_is_left_of_the_pool(with_pool: Begun) -> None:
     workspace = with_pool(programme={}, acquire={"budget": 60, "control": 0.25})
     state = advance(workspace)
@@ -465,6 +469,7 @@ def test_a_second_clone_reproduces_a_round_bit_for_bit(second_clone: Workspace) 
     assert not list((second_clone.private / "reproduce").iterdir())
 
 
+@pytest.mark.slow
 def test_one_altered_byte_of_the_answers_and_what_follows_from_it_are_named(with_pool: Begun) -> None:
     workspace = with_pool(**{"import-labels": {"labeller": "files"}, "programme": {"budget": 12}})
     advance(workspace)

@@ -96,6 +96,7 @@ def test_an_error_that_a_user_can_act_on_is_said_without_a_traceback(with_pool: 
 
 
 @pytest.mark.usefixtures("own_home")
+@pytest.mark.slow
 def test_a_stage_that_fails_stops_the_cycle_with_its_own_words(with_pool: Callable[..., Workspace]) -> None:
     workspace = with_pool()
     rounds.open_round(workspace)
