@@ -110,24 +110,26 @@ class Gradients:
     def __init__(self, pool: Pool) -> None:
         import torch
 
-        self.logits, self.embeddings, self.rows, self.device = pool.logits, pool.embeddings, pool.available, pool.device
+        self.logits, self.embeddings, self.rows, self.device, self.processes = pool.logits, pool.embeddings, pool.available, pool.device, pool.processes
         self.classes, self.d = self.logits.shape[1], self.embeddings.shape[1]
         if self.classes < 2:
             raise ValueError("logits have 1 class; with fewer than 2 every gradient is 0")
+        share = pool.processes.share(self.rows)
         with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # NumPy lets go of the interpreter's lock while it computes
-            measured = list(threads.map(self.measure, blocks(self.rows, width=SHORT * max(self.classes, self.d))))
-        self.a_square, self.h_square = (np.concatenate(squares) for squares in zip(*measured, strict=True))
+            measured = threads.map(lambda block: self.measure(share[block]), blocks(share, width=SHORT * max(self.classes, self.d)))
+            squares = np.concatenate([np.empty((0, 2)), *measured])
+        self.a_square, self.h_square = pool.processes.joined(squares).T
         if self.h_square.max() > LONGEST:
             raise ValueError(f"embeddings are too long to measure: row {self.rows[np.argmax(self.h_square)]} is longer than 1e140; scale them down")
         square: Doubles = self.a_square * self.h_square
         self.unit = float(4.0 ** np.round(np.log2(square.max()) / 4)) if square.any() else 1.0
         self.square: Doubles = square / self.unit**2
 
-    def measure(self, block: slice) -> tuple[Doubles, Doubles]:
-        """Squared lengths of both factors of some rows."""
-        a, h = self.read(self.rows[block])
+    def measure(self, rows: Rows) -> Doubles:
+        """(rows, 2) squared lengths of both factors."""
+        a, h = self.read(rows)
         with np.errstate(over="ignore"):
-            return dots(a, a), dots(h, h)
+            return np.stack([dots(a, a), dots(h, h)], axis=1)
 
     def read(self, rows: Rows) -> tuple[Doubles, Doubles]:
         """Both factors of some rows of the pool, as they are."""
@@ -238,17 +240,22 @@ class Nearest:
 
     def bring_up_to_date(self, at: Rows) -> Factors:
         """Let `gap` know of all picks where these open gradients are concerned; gives their factors."""
-        factors, ceiling = self.gradients.factors(at), self.ceiling(at)
+        factors = self.gradients.factors(at)
+        self.gap[at] = self.gradients.processes.mapped(lambda which: self.up_to_date(at[which], factors[which]), np.arange(len(at)))
+        self.seen[at] = len(self.picks)
+        return factors
+
+    def up_to_date(self, at: Rows, factors: Factors) -> Doubles:
+        """(m,) what `gap` is to be for some open gradients."""
+        up_to_date, ceiling = self.gap[at], self.ceiling(at)
         for start in range(0, len(at), ASKED):
             part = slice(start, start + ASKED)
-            rows, gap, seen = factors[part], self.gap[at[part]], self.seen[at[part]].min()
+            rows, gap, seen = factors[part], up_to_date[part], self.seen[at[part]].min()
             for picked in self.parts:
                 if picked.end > seen:
                     row, pick = picked.near(rows, np.minimum(gap, ceiling[part]))
                     np.minimum.at(gap, row, distances(rows, row, picked.factors, pick))
-            self.gap[at[part]] = gap
-        self.seen[at] = len(self.picks)
-        return factors
+        return up_to_date
 
 
 class Batch:

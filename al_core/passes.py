@@ -31,16 +31,21 @@ class Measure(Protocol):
 
 
 def over_available(pool: Pool, measure: Measure, *, least_passes: int = 1) -> Scores:
-    """(available,) a measure of every available row of mc_probs.
+    """(available,) a measure of every available row of mc_probs, of which each of several processes computes its share.
 
     Raises:
         ValueError: a single class, or fewer passes than the measure takes.
     """
-    probs, rows = pool.mc_probs, pool.available
+    probs = pool.mc_probs
     several(probs, least_passes)
-    if pool.device != "cpu":
-        return np.concatenate([measure(passes_on(pool.device, probs, rows[block])).cpu().numpy() for block in blocks(rows, width=probs.shape[2])])
-    return in_threads(lambda block: measure(passes_of(probs, rows[block])), blocks(rows, width=IN_CACHE * probs.shape[2]))
+
+    def scores_of(rows: Rows) -> Scores:
+        if pool.device == "cpu":
+            return in_threads(lambda block: measure(passes_of(probs, rows[block])), blocks(rows, width=IN_CACHE * probs.shape[2]))
+        parts = (measure(passes_on(pool.device, probs, rows[block])).cpu().numpy() for block in blocks(rows, width=probs.shape[2]))
+        return np.concatenate([np.empty(0), *parts])
+
+    return pool.processes.mapped(scores_of, pool.available)
 
 
 def in_threads(scores_of: Callable[[slice], Scores], parts: Iterable[slice]) -> Scores:
@@ -48,7 +53,7 @@ def in_threads(scores_of: Callable[[slice], Scores], parts: Iterable[slice]) -> 
     import torch
 
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        return np.concatenate(list(threads.map(scores_of, parts)))
+        return np.concatenate([np.empty(0), *threads.map(scores_of, parts)])
 
 
 def several(probs: Floats, least_passes: int) -> None:

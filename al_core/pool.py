@@ -6,10 +6,15 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+from al_core.processes import Processes
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Floats = npt.NDArray[np.floating]
 Rows = npt.NDArray[np.int64]
@@ -62,6 +67,9 @@ class Pool:
         excluded: distinct rows that are neither picked nor known, as if they were not there: test and validation images, images that people
             could not label, images that another arm has taken.
         device: torch's name of where methods compute what is worth it: "cpu", "cuda", "cuda:1".
+        process_group: of torch.distributed, such as `torch.distributed.group.WORLD`: its processes share the work of one selection, for which each
+            makes this pool, its signals memory maps of the same files, and calls `select` alike. The backend has to carry what lies in the CPU's
+            memory (gloo does).
 
     Raises:
         ValueError: naming the argument: no signal with a row an image, shapes that disagree, a type that is not expected, NaN or infinity
@@ -83,6 +91,7 @@ class Pool:
         truth: Sequence[int] | Rows | None = None,
         excluded: Sequence[int] | Rows = (),
         device: str = "cpu",
+        process_group: ProcessGroup | None = None,
     ) -> None:
         self._embeddings = None if embeddings is None else checked("embeddings", embeddings, ndim=2)
         self._logits = None if logits is None else checked("logits", logits, ndim=2)
@@ -98,6 +107,7 @@ class Pool:
         self._groups = None if groups is None else read_only(numbered("groups", groups, self._size, "row"))
         self._truth = None if truth is None else read_only(numbered("truth", truth, self._size, "row"))
         self._device = device
+        self._processes = Processes(process_group)
         self._exclude(row_numbers("excluded", excluded, self._size))
 
     @property
@@ -109,6 +119,11 @@ class Pool:
     def device(self) -> str:
         """Where methods compute what is worth it, as torch names it."""
         return self._device
+
+    @property
+    def processes(self) -> Processes:
+        """Those that share the work of a selection."""
+        return self._processes
 
     @property
     def embeddings(self) -> Floats:

@@ -27,6 +27,7 @@ def select(name: str, pool: Pool, *, budget: int, seed: int, **params: object) -
     Raises:
         ValueError: unknown method or parameter, a budget that cannot be met, a signal that the pool lacks.
     """
+    pool.processes.agree("a selection", (name, budget, seed, params, pool.size, len(pool.available)))
     method = build(name, params)
     for argument, value, least in (("budget", budget, 1), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:

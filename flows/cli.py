@@ -234,19 +234,24 @@ def select(
     truth: Annotated[Path | None, typer.Option(help=".npy: (n,) class numbers of all rows, for methods that only backtests can run.")] = None,
     device: Annotated[str, typer.Option(help="Where to compute, as torch names it: cpu, cuda, cuda:1.")] = "cpu",
 ) -> None:
-    """Pick rows from files of signals (.npy, memory-mapped), without a workspace."""
+    """Pick rows from files of signals (.npy, memory-mapped), without a workspace.
+
+    Several processes share the work when torchrun starts them: torchrun --standalone --nproc-per-node 2 $(command -v rondo) select ...
+    """
     from rich.console import Console
 
-    from tasks.select_files import Files, Picks, parsed, render, writable
+    from tasks.select_files import Files, Picks, launched, parsed, render, writable
     from tasks.select_files import select as pick
 
     files = Files(embeddings, logits, head, mc_probs, predicted_loss, discriminator, labeled, labels, excluded, groups, truth)
     knobs = parsed(param or [])
     writable(out)
-    pool = files.pool(device)
-    selection = pick(method, pool, budget, seed, knobs)
-    Picks.of_selection(selection).save(out)
-    Console().print(render(method, pool, selection, out))
+    with launched(device) as launch:
+        pool = files.pool(launch.device, launch.group)
+        selection = pick(method, pool, budget, seed, knobs)
+    if launch.speaks:
+        Picks.of_selection(selection).save(out)
+        Console().print(render(method, pool, selection, out))
 
 
 @app.command()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,9 @@ from al_core import registry
 from tasks import artifacts
 from tasks.artifacts import column
 from tasks.errors import ArtifactError, ParamsError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 SHOWN = 10  # picks that are printed
 
@@ -58,7 +62,7 @@ class Files:
     groups: Path | None = None  # (n,) whole numbers from 0
     truth: Path | None = None  # (n,) class numbers of all rows
 
-    def pool(self, device: str) -> al_core.Pool:
+    def pool(self, device: str, process_group: ProcessGroup | None = None) -> al_core.Pool:
         """The pool that they make; arrays stay memory-mapped.
 
         Raises:
@@ -67,9 +71,34 @@ class Files:
         """
         arrays: dict[str, Any] = {name: load_head(path) if name == "head" else load_array(path) for name, path in vars(self).items() if path is not None}
         try:
-            return al_core.Pool(**arrays, device=device)
+            return al_core.Pool(**arrays, device=device, process_group=process_group)
         except ValueError as error:
             raise ParamsError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How this process was started: alone, or by torchrun as one of several."""
+
+    group: ProcessGroup | None
+    device: str
+    speaks: bool  # writes and prints; the others only work
+
+
+@contextmanager
+def launched(device: str) -> Iterator[Launch]:
+    """What torchrun's environment says; of several processes each has a GPU of its own where `device` is cuda."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield Launch(None, device, True)
+        return
+    import torch.distributed
+
+    torch.distributed.init_process_group("gloo")
+    try:
+        own = f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" else device
+        yield Launch(torch.distributed.group.WORLD, own, torch.distributed.get_rank() == 0)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def load_array(path: Path) -> npt.NDArray[Any]:

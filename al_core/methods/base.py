@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from al_core.pool import Floats, Pool, Rows, blocks
+from al_core.processes import Processes
 from al_core.ranking import Ranked, Ranking
 from al_core.registry import method
 from al_core.selection import Scores, Selection, lowest
@@ -21,10 +22,14 @@ from al_core.selection import Scores, Selection, lowest
 if TYPE_CHECKING:
     import torch
 
+    Entries = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # class, distance and row of each
+
 SPARE = 64  # rows that a class's list holds beyond ...
 TIMES = 4  # ... so many times its quota, since classes before it will take some of them
 KEPT = 2**20  # entries of all lists together
 PENDING = 2**16  # candidates that may wait to be sorted into the lists, at least
+
+ALONE = Processes()
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,13 +94,15 @@ class Boundaries:
         to_class.scatter_(1, predicted, nearest)
         return Distances(predicted[:, 0], nearest[:, 0], to_class)
 
-    def over_available(self, pool: Pool) -> Iterator[tuple[slice, Distances]]:
-        """Positions in pool.available, ascending, and the distances of those rows."""
+    def over_share(self, pool: Pool) -> Iterator[tuple[slice, Distances]]:
+        """Positions in pool.available that this process works on, ascending, and the distances of those rows."""
         import torch
 
-        for part in blocks(pool.available, width=pool.logits.shape[1]):
-            logits = np.ascontiguousarray(pool.logits[pool.available[part]])
-            yield part, self.distances(torch.from_numpy(logits).to(self.apart.device))
+        share = pool.processes.share(np.arange(len(pool.available)))
+        for part in blocks(share, width=pool.logits.shape[1]):
+            at = slice(int(share[part][0]), int(share[part][-1]) + 1)
+            logits = np.ascontiguousarray(pool.logits[pool.available[at]])
+            yield at, self.distances(torch.from_numpy(logits).to(self.apart.device))
 
 
 @method(
@@ -117,7 +124,8 @@ class MASE(Ranking):
 
     def rank(self, pool: Pool, rng: np.random.Generator) -> Ranked:
         boundaries = Boundaries(pool.head[0], pool.device)
-        return Ranked(pool.available, np.concatenate([each.nearest.cpu().numpy() for _, each in boundaries.over_available(pool)]))
+        mine = np.concatenate([np.empty(0), *(each.nearest.cpu().numpy() for _, each in boundaries.over_share(pool))])
+        return Ranked(pool.available, pool.processes.joined(mine))
 
 
 @method(
@@ -149,7 +157,7 @@ class BASE:
     def __call__(self, pool: Pool, budget: int, rng: np.random.Generator) -> Selection:
         boundaries = Boundaries(pool.head[0], pool.device)
         order, quota = quotas(budget, len(boundaries.apart), self.class_offset)
-        picks = in_turn(lambda: boundaries.over_available(pool), len(pool.available), order, quota, pool.device)
+        picks = in_turn(lambda: boundaries.over_share(pool), len(pool.available), order, quota, pool.device, pool.processes)
         return Selection(pool.available[picks.rows], picks.scores, picks.info)
 
 
@@ -161,18 +169,21 @@ def quotas(budget: int, classes: int, offset: int) -> tuple[Rows, Rows]:
     return order, quota
 
 
-def in_turn(scan: Callable[[], Iterator[tuple[slice, Distances]]], size: int, order: Rows, quota: Rows, device: str = "cpu") -> Selection:
+def in_turn(
+    scan: Callable[[], Iterator[tuple[slice, Distances]]], size: int, order: Rows, quota: Rows, device: str = "cpu", processes: Processes = ALONE
+) -> Selection:
     """For one class after the other, the nearest rows that no class before it has taken.
 
     A scan keeps a list of the nearest rows for each class. Where classes before it have taken so many of a list that the rest cannot fill the quota,
     the rows are scanned again for that class and those after it, into longer lists. The first class of a scan always has enough, so this ends.
 
     Args:
-        scan: goes over all rows in order, as often as it is called: positions, and the distances there.
+        scan: goes over all rows of this process's share in order, as often as it is called: positions, and the distances there.
         size: number of rows.
         order: classes in the order in which they choose.
         quota: (classes,) picks of each.
         device: where the distances are.
+        processes: among which all rows are shared.
 
     Returns:
         Positions, with the distances and `info` of BASE.
@@ -186,7 +197,10 @@ def in_turn(scan: Callable[[], Iterator[tuple[slice, Distances]]], size: int, or
         lists = Lists(lengths(quota, waiting, times), device)
         for part, distances in scan():
             predicted[part], nearest[part] = distances.predicted.cpu().numpy(), distances.nearest.cpu().numpy()
-            lists.offer(distances.to_class, free[part])
+            lists.offer(distances.to_class, part.start, free[part])
+        share = processes.share(np.arange(size))
+        predicted, nearest = processes.joined(predicted[share]), processes.joined(nearest[share])
+        lists.join(processes)
         for number, (rows, away, complete) in zip(waiting, lists.of(waiting), strict=True):
             best = np.flatnonzero(free[rows])[: quota[number]]
             if len(best) < quota[number] and not complete:
@@ -232,21 +246,21 @@ class Lists:
 
         self.length = torch.from_numpy(length).to(device)
         self.reach = torch.where(self.length > 0, torch.inf, -torch.inf).double()  # (classes,) only what lies nearer can enter
-        self.parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []  # class, distance and row of each entry
-        self.room, self.pending, self.offered = max(PENDING, int(length.sum())), 0, 0
+        none = self.length[:0]
+        self.parts: list[Entries] = [(none, self.reach[:0], none)]
+        self.room, self.pending = max(PENDING, int(length.sum())), 0
 
-    def offer(self, to_class: torch.Tensor, free: npt.NDArray[np.bool_]) -> None:
-        """The next rows: (b, classes) their distances, which become infinite for those that may not be picked, and (b,) whether they may."""
+    def offer(self, to_class: torch.Tensor, first: int, free: npt.NDArray[np.bool_]) -> None:
+        """The next rows: (b, classes) their distances, which become infinite for those that may not be picked, the first row, and (b,) whether they may."""
         import torch
 
         if not free.all():
             to_class[torch.from_numpy(~free).to(to_class.device)] = torch.inf
         longest = int(self.length.max())
-        if not self.offered and len(to_class) > longest:  # far fewer candidates to sort
+        if len(self.parts) == 1 and len(to_class) > longest:  # far fewer candidates to sort
             self.reach = self.reach.minimum(to_class.kthvalue(longest, dim=0).values.nextafter(torch.tensor(torch.inf).to(self.reach)))
         at, number = true(to_class < self.reach)
-        self.parts.append((number, to_class[at, number], at + self.offered))
-        self.offered += len(to_class)
+        self.parts.append((number, to_class[at, number], at + first))
         self.pending += len(at)
         if self.pending > self.room:
             self.settle()
@@ -265,6 +279,12 @@ class Lists:
         self.reach[full] = away[(start + self.length - 1)[full]]
         kept = torch.arange(len(number), device=number.device) - start[number] < self.length[number]
         self.parts, self.pending = [(number[kept], away[kept], row[kept])], 0
+
+    def join(self, processes: Processes) -> None:
+        """Take in the lists of all processes, of which each was offered later rows than those before."""
+        self.settle()
+        parts = processes.gathered(tuple(column.cpu() for column in self.parts[0]))
+        self.parts = [(number.to(self.reach.device), away.to(self.reach.device), row.to(self.reach.device)) for number, away, row in parts]
 
     def of(self, classes: Rows) -> Iterator[tuple[Rows, Scores, bool]]:
         """Of each class the list, as rows and distances, and whether it holds all that was offered to it with a finite distance."""

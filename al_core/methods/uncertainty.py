@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from al_core.pool import Floats, Pool, blocks
+from al_core.pool import Floats, Pool, Rows, blocks
 from al_core.ranking import Ranked, Ranking
 from al_core.registry import method
 from al_core.selection import Scores
@@ -65,7 +65,11 @@ def over_available(pool: Pool, measure: Callable[[Floats], Scores]) -> Ranked:
     logits = pool.logits
     if logits.shape[1] < 2:
         raise ValueError("logits have 1 class; a model needs at least 2 to be unsure between")
-    return Ranked(pool.available, np.concatenate([measure(logits[block]) for block in blocks(logits)])[pool.available])
+
+    def scores_of(rows: Rows) -> Scores:
+        return np.concatenate([np.empty(0), *(measure(np.take(logits, rows[block], axis=0)) for block in blocks(rows, width=logits.shape[1]))])
+
+    return Ranked(pool.available, pool.processes.mapped(scores_of, pool.available))
 
 
 @method(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,6 +91,16 @@ def test_what_cannot_be_done_is_said_and_nothing_written(files: Path, method: st
         run(files, method, *arguments, *budget, "--out", "picks.parquet")
     assert message in str(error.value)
     assert not (files / "picks.parquet").exists()
+
+
+@pytest.mark.slow
+def test_processes_that_torchrun_starts_share_the_work_and_write_once(files: Path) -> None:
+    signals = [f"--embeddings={files / 'e.npy'}", f"--logits={files / 'z.npy'}", f"--out={files / 'picks.parquet'}"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(Path(sys.executable).with_name("rondo"))]
+    done = subprocess.run([*torchrun, "select", "badge", *signals, "--budget=9"], capture_output=True, text=True, check=True)
+    assert done.stdout.count("badge: 9 of 200") == 1
+    expected = al_core.select("badge", al_core.Pool(embeddings=X, logits=Z), budget=9, seed=0)
+    np.testing.assert_array_equal(pd.read_parquet(files / "picks.parquet")["row"], expected.rows)
 
 
 def test_a_folder_that_is_not_there_is_said_before_anything_is_computed(files: Path) -> None:

@@ -239,13 +239,13 @@ def test_what_no_class_has_a_boundary_to_goes_to_the_nearest_rows() -> None:
 def test_lists_are_scanned_anew_only_when_they_run_out(monkeypatch: pytest.MonkeyPatch) -> None:
     _, head, logits = linear(2, rows=2000, classes=20)
     scans: list[int] = []
-    scan = Boundaries.over_available
+    scan = Boundaries.over_share
 
     def counted(self: Boundaries, pool: Pool) -> Iterator[tuple[slice, Distances]]:
         scans.append(1)
         return scan(self, pool)
 
-    monkeypatch.setattr(Boundaries, "over_available", counted)
+    monkeypatch.setattr(Boundaries, "over_share", counted)
     expected = choose("base", logits, head, 200)
     assert len(scans) == 1
     monkeypatch.setattr(base, "SPARE", 0)

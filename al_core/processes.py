@@ -1,0 +1,74 @@
+"""Several processes that make one selection. Each does its share of what grows with the pool, and all end with the same picks as one would.
+
+Every process holds the same pool, its signals as memory maps of the same files, and calls `select` with the same arguments. It reads the rows of its
+share, contiguous ones, and hands the others a number or a few for each row; rows that come into question as picks are read by all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from al_core.pool import Rows
+
+Value = TypeVar("Value")
+Array = TypeVar("Array", bound=npt.NDArray[np.generic])
+
+
+@dataclass(frozen=True, eq=False)
+class Processes:
+    """Those that share the work.
+
+    Args:
+        group: of torch.distributed, such as `torch.distributed.group.WORLD`, whose backend can send what lies in the CPU's memory; None: this process
+            works alone.
+    """
+
+    group: ProcessGroup | None = None
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return 1 if self.group is None else self.group.size()
+
+    def share(self, rows: Rows) -> Rows:
+        """(about m / count,) the part of (m,) rows that this process works on; in the order of the processes the parts make up all."""
+        if self.group is None:
+            return rows
+        rank, count = self.group.rank(), self.count
+        return rows[len(rows) * rank // count : len(rows) * (rank + 1) // count]
+
+    def gathered(self, value: Value) -> list[Value]:
+        """What every process gave, in the order of the processes; each has to call this."""
+        if self.group is None:
+            return [value]
+        import torch.distributed
+
+        values: list[Value] = [value] * self.count
+        torch.distributed.all_gather_object(values, value, group=self.group)
+        return values
+
+    def joined(self, part: Array) -> Array:
+        """The arrays that every process gave, one after the other along their first axis; each has to call this."""
+        return part if self.group is None else np.concatenate(self.gathered(part))  # type: ignore[return-value]
+
+    def mapped(self, values_of: Callable[[Rows], Array], rows: Rows) -> Array:
+        """What a function gives for (m,) rows, a value or a row of values each, when every process applies it to its share."""
+        return self.joined(values_of(self.share(rows)))
+
+    def agree(self, what: str, value: object) -> None:
+        """Raise in every process unless all gave the same.
+
+        Raises:
+            ValueError: they did not.
+        """
+        for rank, other in enumerate(self.gathered(value)):
+            if other != value:
+                raise ValueError(f"process {rank} was asked for {what} {other!r}, this one for {value!r}; call it alike in all processes of the group")
