@@ -526,7 +526,7 @@ def advance(workspace: Workspace, run: RunStage, finish: Callable[[Round], None]
         this = open_or_none(workspace)
         if this is None:
             if max_rounds is not None and len(closed) >= max_rounds:
-                return State(ROUND_CLOSED, f"closed {', '.join(closed)}; the next run opens the next round")
+                return State(ROUND_CLOSED, f"this run closed {', '.join(closed)}; the next run opens the next round")
             pools = workspace.all("pools")
             pool = pools[-1] if pools else open_pool(workspace)
             if pool.name not in workspace.closed():
@@ -534,7 +534,7 @@ def advance(workspace: Workspace, run: RunStage, finish: Callable[[Round], None]
             fetch_tables(workspace)
             spent = why_spent(workspace)
             if spent:
-                return State(BUDGET_SPENT, f"{spent}; " + (f"closed {', '.join(closed)}" if closed else "nothing to do, nothing changed"))
+                return State(BUDGET_SPENT, f"{spent}; " + (f"this run closed {', '.join(closed)}" if closed else "nothing to do, nothing changed"))
             this = open_round(workspace)
         missing = run_round(this, run, on_line)
         if missing is not None:

@@ -278,7 +278,7 @@ def test_open_refuses_a_round_that_cannot_be_run(with_pool: Begun, changes: dict
 def test_a_later_round_takes_what_is_left_of_the_pool(with_pool: Begun) -> None:
     workspace = with_pool(programme={}, acquire={"budget": 60, "control": 0.25})
     state = advance(workspace)
-    assert (state.name, state.message) == (rounds.BUDGET_SPENT, "every image of the pool has an answer; closed r001, r002")
+    assert (state.name, state.message) == (rounds.BUDGET_SPENT, "every image of the pool has an answer; this run closed r001, r002")
     manifest = Manifest.load(workspace.root / "pools/p001/manifest.parquet").frame
     train = int((manifest["split"] == "train").sum())
     assert 60 < train < 120
