@@ -2,7 +2,8 @@
 
 from al_core.methods import methods
 from al_core.pool import Pool
+from al_core.progress import listening
 from al_core.select import select
 from al_core.selection import Selection
 
-__all__ = ["Pool", "Selection", "methods", "select"]
+__all__ = ["Pool", "Selection", "listening", "methods", "select"]

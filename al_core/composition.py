@@ -10,6 +10,7 @@ import numpy as np
 
 from al_core.farthest import FarthestFirst, Points
 from al_core.pool import Pool, Rows, blocks
+from al_core.progress import tell
 from al_core.ranking import Ranking, require
 from al_core.selection import Method, Scores, Selection
 
@@ -154,6 +155,7 @@ def spread(logs: Scores, strength: float, rules: Rules, pool: Pool, rows: Rows, 
         rules.take(picks[0])
         greedy.take(int(rows[picks[0]]))
     while len(picks) < budget:
+        tell("picks", len(picks), budget)
         row, _ = greedy.best()
         if row < 0:
             break

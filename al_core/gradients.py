@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from al_core.pool import Floats, Pool, Rows, blocks
+from al_core.progress import counted
 
 if TYPE_CHECKING:
     import torch
@@ -116,8 +117,9 @@ class Gradients:
             raise ValueError("logits have 1 class; with fewer than 2 every gradient is 0")
         share = pool.processes.share(self.rows)
         with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # NumPy lets go of the interpreter's lock while it computes
-            measured = threads.map(lambda block: self.measure(share[block]), blocks(share, width=SHORT * max(self.classes, self.d)))
-            squares = np.concatenate([np.empty((0, 2)), *measured])
+            parts = list(blocks(share, width=SHORT * max(self.classes, self.d)))
+            measured = threads.map(lambda part: self.measure(share[part]), parts)
+            squares = np.concatenate([np.empty((0, 2)), *counted(measured, "blocks of rows", len(parts))])
         self.a_square, self.h_square = pool.processes.joined(squares).T
         if self.h_square.max() > LONGEST:
             raise ValueError(f"embeddings are too long to measure: row {self.rows[np.argmax(self.h_square)]} is longer than 1e140; scale them down")

@@ -12,6 +12,7 @@ import numpy as np
 
 from al_core.neighbors import Cloud, Doubles, Targets, chunks, squared_distances, squared_length
 from al_core.pool import Floats, Rows, blocks
+from al_core.progress import counted, tell
 
 SAMPLE = 2**16  # rows that Lloyd's iterations run over, at least, where there are as many ...
 SAMPLE_PER_CENTER = 32  # ... and at least so many a centre
@@ -69,7 +70,7 @@ def kmeans(x: Floats, rows: Rows, k: int, rng: np.random.Generator, *, unit: boo
 def lloyd(cloud: Cloud, centers: Doubles, iterations: int, settled: float, device: str) -> Doubles:
     """(k, d) centres after Lloyd's iterations, which end early when no more than this share of the points changes its centre."""
     assignment = np.full(len(cloud), -1)
-    for _ in range(iterations):
+    for _ in counted(range(iterations), "k-means iterations", iterations):
         before, assignment = assignment, assign(cloud, centers, device)
         changed = np.count_nonzero(before != assignment)
         if changed:
@@ -120,6 +121,7 @@ def seeds(cloud: Cloud, k: int, rng: np.random.Generator, device: str = "cpu") -
     gap = np.full(len(cloud), np.inf)  # squared distance to the nearest drawn
     approach(gap, cloud, cloud[drawn], device)
     while len(drawn) < k and gap.any():
+        tell("k-means seeds", len(drawn), k)
         proposed = propose(gap, min(max(1, len(drawn) // 2), PROPOSALS, k - len(drawn)), rng)
         accepted = accept(gap[proposed], cloud[proposed], rng)
         drawn = np.concatenate([drawn, proposed[accepted]])

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from al_core.pool import Floats, Rows, blocks
+from al_core.progress import tell
 
 if TYPE_CHECKING:
     import faiss
@@ -194,6 +195,7 @@ def neighbors(x: Floats, rows: Rows, k: int, *, unit: bool = False, device: str 
     points = cloud if device == "cpu" or index != "exact" else Held(cloud, device)
     found, squares = np.empty((len(rows), k), dtype=np.int64), np.empty((len(rows), k))
     for queries, query, other, square in near_pairs(points, k) if index == "exact" else indexed_pairs(cloud, k, index):
+        tell("rows with their neighbours", queries.start, len(rows))
         order = np.lexsort((other, square, query))
         first = np.searchsorted(query[order], np.arange(queries.stop - queries.start))
         best = order[first[:, None] + np.arange(k)]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 
 from al_core.pool import Floats, Pool, Rows, blocks
+from al_core.progress import counted, over
 from al_core.selection import Scores
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def over_available(pool: Pool, measure: Measure, *, least_passes: int = 1) -> Sc
     def scores_of(rows: Rows) -> Scores:
         if pool.device == "cpu":
             return in_threads(lambda block: measure(passes_of(probs, rows[block])), blocks(rows, width=IN_CACHE * probs.shape[2]))
-        parts = (measure(passes_on(pool.device, probs, rows[block])).cpu().numpy() for block in blocks(rows, width=probs.shape[2]))
+        parts = (measure(passes_on(pool.device, probs, rows[block])).cpu().numpy() for block in over(blocks(rows, width=probs.shape[2]), "rows", len(rows)))
         return np.concatenate([np.empty(0), *parts])
 
     return pool.processes.mapped(scores_of, pool.available)
@@ -52,8 +53,9 @@ def in_threads(scores_of: Callable[[slice], Scores], parts: Iterable[slice]) -> 
     """Scores of one block after another, computed by as many threads as torch would take; NumPy lets go of the interpreter's lock meanwhile."""
     import torch
 
+    parts = list(parts)
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        return np.concatenate([np.empty(0), *threads.map(scores_of, parts)])
+        return np.concatenate([np.empty(0), *counted(threads.map(scores_of, parts), "blocks of rows", len(parts))])
 
 
 def several(probs: Floats, least_passes: int) -> None:

@@ -240,6 +240,8 @@ def select(
     """
     from rich.console import Console
 
+    import al_core
+    from tasks.progress import Told
     from tasks.select_files import Files, Picks, launched, parsed, render, writable
     from tasks.select_files import select as pick
 
@@ -248,7 +250,8 @@ def select(
     writable(out)
     with launched(device) as launch:
         pool = files.pool(launch.device, launch.group)
-        selection = pick(method, pool, budget, seed, knobs)
+        with al_core.listening(Told(method) if launch.speaks else None):
+            selection = pick(method, pool, budget, seed, knobs)
     if launch.speaks:
         Picks.of_selection(selection).save(out)
         Console().print(render(method, pool, selection, out))

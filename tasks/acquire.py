@@ -17,6 +17,7 @@ from al_core.seeds import derive
 from tasks.artifacts import AcquireReport, Labels, Manifest, PreviousLabels, Selection, StartLabels
 from tasks.models import Head
 from tasks.params import Acquire
+from tasks.progress import Told
 from tasks.signals import Signals
 from tasks.stage import Run, stage
 
@@ -64,7 +65,8 @@ def draw(name: str, pool: al_core.Pool, budget: int, knobs: dict[str, Any], seed
     """A method's picks; none where the arm's share of the budget rounds to nothing."""
     if budget == 0:
         return al_core.Selection(np.empty(0, np.int64), np.empty(0))
-    return al_core.select(name, pool, budget=budget, seed=seed, **knobs)
+    with al_core.listening(Told(f"acquire: {name}")):
+        return al_core.select(name, pool, budget=budget, seed=seed, **knobs)
 
 
 def pool_of(signals: Signals, manifest: Manifest, known: Labels, classes: list[str], logits: npt.NDArray[np.float32] | None = None) -> al_core.Pool:

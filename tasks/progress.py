@@ -31,6 +31,29 @@ def progress(items: Iterable[Item], total: int, what: str, every: float = 2.0) -
     say(line(what, done, total, time.monotonic() - started))
 
 
+class Told:
+    """Takes progress from elsewhere, as `al_core` tells it, and prints a line at most every `every` seconds.
+
+    Args:
+        stage: whose work it is; begins each line.
+        every: seconds between lines, and before the first: what takes less time prints nothing.
+    """
+
+    def __init__(self, stage: str, every: float = 2.0) -> None:
+        self.stage, self.every = stage, every
+        self.started: dict[str, float] = {}  # when each count began
+        self.last: dict[str, float] = {}  # when it was last printed, if it was
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done == 0 or what not in self.started:
+            self.started[what] = now
+            self.last.pop(what, None)
+        elif now - self.last.get(what, self.started[what]) >= self.every or (done == total and what in self.last):
+            self.last[what] = now
+            say(line(f"{self.stage}: {what}", done, total, now - self.started[what]))
+
+
 def line(what: str, done: int, total: int, seconds: float) -> str:
     """`ingest: files 1,200 of 20,000 (6%), 953/s, 20 s left`; at the end the time taken instead."""
     rate = done / seconds if seconds > 0 else float("inf")

@@ -10,6 +10,7 @@ import numpy as np
 
 from al_core.gradients import CLOSED, Batch, Doubles, Gradients, Nearest
 from al_core.pool import Pool, Rows
+from al_core.progress import tell
 from al_core.registry import method
 from al_core.selection import Selection
 
@@ -64,6 +65,7 @@ def sample(nearest: Nearest, budget: int, rng: np.random.Generator) -> list[floa
     scores: list[float] = []
     size = LEAST
     while len(nearest.picks) < budget:
+        tell("picks", len(nearest.picks), budget)
         ceiling = np.maximum(nearest.ceiling(), 0.0)
         steps = np.cumsum(ceiling)
         if steps[-1] == 0:
@@ -106,6 +108,7 @@ def farthest(nearest: Nearest, budget: int) -> list[float]:
     """
     scores: list[float] = []
     while len(nearest.picks) < budget and (ceiling := nearest.ceiling()).max() > 0:
+        tell("picks", len(nearest.picks), budget)
         at, other, first = leaders(ceiling, MOST)
         factors = nearest.bring_up_to_date(at)
         eligible = np.flatnonzero(nearest.gap[at] >= other)

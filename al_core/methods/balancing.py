@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from al_core.farthest import Doubles, Points, squared_length
 from al_core.pool import Floats, Pool, Rows, blocks
+from al_core.progress import counted
 from al_core.registry import method
 from al_core.selection import Selection
 
@@ -39,7 +40,7 @@ class Balancing:
         balance = Balance(pool)
         rows, scores = np.empty(budget, dtype=np.int64), np.full(budget, np.nan)
         for_balance = 0
-        for i in range(budget):
+        for i in counted(range(budget), "picks", budget):
             if balance.uneven(budget - i):
                 rows[i], scores[i] = balance.rarest()
                 for_balance += 1

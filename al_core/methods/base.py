@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from al_core.pool import Floats, Pool, Rows, blocks
 from al_core.processes import Processes
+from al_core.progress import over
 from al_core.ranking import Ranked, Ranking
 from al_core.registry import method
 from al_core.selection import Scores, Selection, lowest
@@ -99,7 +100,7 @@ class Boundaries:
         import torch
 
         share = pool.processes.share(np.arange(len(pool.available)))
-        for part in blocks(share, width=pool.logits.shape[1]):
+        for part in over(blocks(share, width=pool.logits.shape[1]), "rows", len(share)):
             at = slice(int(share[part][0]), int(share[part][-1]) + 1)
             logits = np.ascontiguousarray(pool.logits[pool.available[at]])
             yield at, self.distances(torch.from_numpy(logits).to(self.apart.device))

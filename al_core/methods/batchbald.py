@@ -15,6 +15,7 @@ import numpy as np
 
 from al_core.passes import IN_CACHE, Array, in_threads, moved, mutual_information, over_available, p_log_p
 from al_core.pool import Pool, Rows, blocks
+from al_core.progress import counted
 from al_core.ranking import require
 from al_core.registry import method
 from al_core.selection import Scores, Selection, lowest
@@ -65,7 +66,7 @@ class BatchBald:
         rows = np.sort(pool.available[lowest(-informative, looked_at)])
         answers = Answers(pool, self.samples, rng)
         picks, scores, exact = np.empty(budget, dtype=np.int64), np.empty(budget), 0
-        for i in range(budget):
+        for i in counted(range(budget), "picks", budget):
             gain = answers.gains(rows)
             best = int(np.argmax(gain >= gain.max() - TIE))  # the first of those that tie
             picks[i], scores[i] = rows[best], max(gain[best], 0.0)

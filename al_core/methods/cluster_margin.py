@@ -10,6 +10,7 @@ import numpy as np
 from al_core.kmeans import kmeans
 from al_core.neighbors import Cloud, Doubles
 from al_core.pool import Floats, Pool, Rows, blocks
+from al_core.progress import tell
 from al_core.registry import method
 from al_core.selection import Scores, Selection, lowest
 
@@ -124,6 +125,7 @@ def average_linkage(between: Doubles, weight: Doubles, clusters: int) -> Rows:
     merges: list[tuple[float, int, int]] = []
     chain: list[int] = []
     while len(merges) < len(between) - 1:
+        tell("merges of clusters", len(merges), len(between) - 1)
         if not chain:
             chain = [int(np.flatnonzero(weight)[0])]
         last = chain[-1]

@@ -8,6 +8,7 @@ import numpy as np
 
 from al_core.farthest import FarthestFirst, Points
 from al_core.pool import Pool
+from al_core.progress import counted
 from al_core.registry import method
 from al_core.selection import Selection
 
@@ -37,7 +38,7 @@ class CoreSet:
         points = Points.of(pool.embeddings, unit=self.normalize)
         greedy = FarthestFirst(points, pool.available, pool.labeled)
         rows, scores = np.empty(budget, dtype=np.int64), np.empty(budget)
-        for i in range(budget):
+        for i in counted(range(budget), "picks", budget):
             first = i == 0 and not len(pool.labeled)
             row, square = (points.nearest_mean(pool.available), np.nan) if first else greedy.best()
             rows[i], scores[i] = row, np.sqrt(square)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from al_core.pool import Floats, Pool, Rows, blocks
+from al_core.progress import over
 from al_core.ranking import Ranked, Ranking
 from al_core.registry import method
 from al_core.selection import Scores
@@ -67,7 +68,8 @@ def over_available(pool: Pool, measure: Callable[[Floats], Scores]) -> Ranked:
         raise ValueError("logits have 1 class; a model needs at least 2 to be unsure between")
 
     def scores_of(rows: Rows) -> Scores:
-        return np.concatenate([np.empty(0), *(measure(np.take(logits, rows[block], axis=0)) for block in blocks(rows, width=logits.shape[1]))])
+        parts = over(blocks(rows, width=logits.shape[1]), "rows", len(rows))
+        return np.concatenate([np.empty(0), *(measure(np.take(logits, rows[part], axis=0)) for part in parts)])
 
     return Ranked(pool.available, pool.processes.mapped(scores_of, pool.available))
 

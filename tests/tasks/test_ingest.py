@@ -27,7 +27,6 @@ from tasks.errors import ArtifactError, SourceError
 from tasks.images import Images
 from tasks.ingest import Ingested
 from tasks.params import Ingest, Params
-from tasks.progress import line, progress
 from tasks.reading import CHUNK_BYTES, CHUNK_FILES, UnfitError, chunked, examine, read_all
 from tasks.sources import Files
 from tasks.stage import execute, find
@@ -728,23 +727,3 @@ def test_what_dvc_is_told() -> None:
     entry = find("ingest").dvc()
     assert entry["params"] == ["ingest", "code", "round", "previous"]
     assert "deps" not in entry
-
-
-# ---- progress
-
-
-def test_progress_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(progress(range(3), 3, "ingest: files", every=0)) == [0, 1, 2]
-    first, second, last = capsys.readouterr().err.splitlines()
-    assert first.startswith("ingest: files 1 of 3 (33%), ")
-    assert second.startswith("ingest: files 2 of 3 (66%), ")
-    assert last.startswith("ingest: files 3 of 3, ")
-    assert list(progress(range(1000), 1000, "x")) == list(range(1000))
-    assert len(capsys.readouterr().err.splitlines()) == 1
-
-
-def test_progress_tells_rate_and_time_left() -> None:
-    assert line("ingest: files", 1200, 20_000, 2.0) == "ingest: files 1,200 of 20,000 (6%), 600/s, 31 s left"
-    assert line("epochs", 1, 100, 50.0) == "epochs 1 of 100 (1%), 0.02/s, 1 h 22 min left"
-    assert line("ingest: files", 20_000, 20_000, 200.0) == "ingest: files 20,000 of 20,000, 100/s, took 3 min 20 s"
-    assert line("ingest: files", 0, 0, 0.0) == "ingest: files 0 of 0"

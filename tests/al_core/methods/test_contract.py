@@ -15,6 +15,7 @@ import pytest
 import al_core.pool
 from al_core import Pool, Selection, methods, select
 from al_core.pool import SIGNALS
+from al_core.progress import listening
 from al_core.registry import Card, build, parameters
 
 Signals = Mapping[str, Any]
@@ -268,3 +269,21 @@ def test_memory_maps_are_streamed(card: Card, tmp_path: Path, monkeypatch: pytes
     assert peak < 10e6
     in_memory: dict[str, Any] = {name: np.array(array) for name, array in maps.items()}
     assert same(run(card, Pool(**in_memory, **given), budget=5), from_map)
+
+
+SILENT = {"random", "balanced-random", "learning-loss", "vaal"}  # a draw or a sort of one number a row
+
+
+@each
+def test_progress_is_told_and_never_runs_backwards_or_beyond(card: Card) -> None:
+    told: list[tuple[str, int, int]] = []
+    pool = make_pool(make_signals())
+    with listening(lambda *what: told.append(what)):
+        heard = run(card, pool)
+    assert same(heard, run(card, pool))
+    assert bool(told) == (card.name not in SILENT)
+    last: dict[str, int] = {}
+    for what, done, total in told:
+        assert 0 <= done <= total
+        assert done >= last.get(what, 0) or done == 0  # another count of the same may begin
+        last[what] = done
