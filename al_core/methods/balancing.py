@@ -56,6 +56,9 @@ class Balance:
 
     def __init__(self, pool: Pool) -> None:
         self.points = Points.of(pool.embeddings, unit=False)
+        self.square = np.concatenate([squared_length(self.points[block]) for block in blocks(pool.embeddings)])
+        roomy = ((self.square > 1e-24) & (self.square < 1e36)) | (self.square == 0)  # no product of two such lengths leaves float32's range
+        self.precision: type[np.float32 | np.float64] = np.float32 if pool.embeddings.dtype != np.float64 and roomy.all() else np.float64
         self.truth = pool.truth
         self.classes = np.union1d(pool.labels, pool.truth[pool.available])
         self.count = np.zeros(len(self.classes), dtype=np.int64)
@@ -150,12 +153,16 @@ class Balance:
         return far
 
     def bounds(self, rows: slice | Rows, means: Doubles) -> tuple[Doubles, Doubles]:
-        """(b, m) squared distances of rows to means by a matrix product, and by how much each is off at most, as in al_core.farthest."""
-        x: Floats = self.points.x[rows].astype(self.points.precision, copy=False)
-        c: Floats = means.astype(self.points.precision)
+        """(b, m) squared distances of rows to means by a matrix product, and by how much each is off at most.
+
+        |x|^2 + |c|^2 - 2 x.c is off by less than (d + 8) eps (|x|^2 + |c|^2): a dot product of length d errs by at most d eps / 2 |x| |c|, and 2 |x| |c| is
+        at most |x|^2 + |c|^2; the rest is room for the other roundings.
+        """
+        x: Floats = self.points.x[rows].astype(self.precision, copy=False)
+        c: Floats = means.astype(self.precision)
         dots: Floats = x @ c.T
-        squares: Doubles = self.points.square[rows, None] + squared_length(means)
-        return squares - 2 * dots, (means.shape[1] + 8) * np.finfo(self.points.precision).eps * squares
+        squares: Doubles = self.square[rows, None] + squared_length(means)
+        return squares - 2 * dots, (means.shape[1] + 8) * np.finfo(self.precision).eps * squares
 
 
 def over(square: Doubles, far: Doubles) -> Doubles:
