@@ -8,7 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from al_core.farthest import FarthestFirst, Points
+from al_core.farthest import FarthestFirst
+from al_core.points import Points
 from al_core.pool import Pool, Rows, blocks
 from al_core.progress import tell
 from al_core.ranking import Ranking, require
@@ -146,9 +147,8 @@ def spread(logs: Scores, strength: float, rules: Rules, pool: Pool, rows: Rows, 
     """Candidates that each maximise log utility + strength * log distance to the nearest row labelled or picked before."""
     place = np.full(pool.size, -1)
     place[rows] = np.arange(len(rows))
-    greedy = FarthestFirst(
-        Points.of(pool.embeddings, unit=False), rows, pool.labeled, lambda open_rows, square: logs[place[open_rows]] + strength / 2 * log(square)
-    )
+    points = Points.of(pool.embeddings, unit=False, device=pool.device)
+    greedy = FarthestFirst(points, rows, pool.labeled, lambda open_rows, square: logs[place[open_rows]] + strength / 2 * log(square))
     picks: list[int] = []
     if not len(pool.labeled):  # every distance is infinite
         picks.append(int(np.argmax(logs)))

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from al_core.farthest import FarthestFirst, Points
+from al_core.farthest import farthest_first
+from al_core.points import Points
 from al_core.pool import Pool
-from al_core.progress import counted
 from al_core.registry import method
 from al_core.selection import Selection
 
@@ -18,8 +18,8 @@ from al_core.selection import Selection
     family="diversity",
     needs=("embeddings",),
     direction="distance to the nearest row labelled or picked before, in the embeddings' unit, at the moment of the pick; farthest first",
-    complexity="O(n d (labelled + budget)), one pass over the embeddings a pick",
-    memory="O(n), and some blocks of 8 MB through which the embeddings are streamed",
+    complexity="at most O(n d (labelled + budget)); most distances are never taken: bounds show that they do not matter",
+    memory="O(n), 8 d bytes a labelled or picked row, 4 d bytes for each of up to 8192 others; with sketches 300 bytes a row more; embeddings are streamed",
     source="Sener & Savarese 2018, algorithm 1; Gonzalez 1985 for the bound",
     when="to cover a varied pool before there is a model; it goes after outliers, and with strong encoders published comparisons put it below random",
 )
@@ -35,12 +35,7 @@ class CoreSet:
     normalize: bool = field(default=False, metadata={"meaning": "compare directions: every embedding is scaled to length 1 first"})
 
     def __call__(self, pool: Pool, budget: int, rng: np.random.Generator) -> Selection:
-        points = Points.of(pool.embeddings, unit=self.normalize)
-        greedy = FarthestFirst(points, pool.available, pool.labeled)
-        rows, scores = np.empty(budget, dtype=np.int64), np.empty(budget)
-        for i in counted(range(budget), "picks", budget):
-            first = i == 0 and not len(pool.labeled)
-            row, square = (points.nearest_mean(pool.available), np.nan) if first else greedy.best()
-            rows[i], scores[i] = row, np.sqrt(square)
-            greedy.take(row)
-        return Selection(rows, scores, {"start": "labeled" if len(pool.labeled) else "mean", "radius": greedy.radius()})
+        points = Points.of(pool.embeddings, unit=self.normalize, device=pool.device)
+        rows, squares, left = farthest_first(points, pool.available, pool.labeled, budget)
+        radius = float(np.sqrt(max(left.best()[1], 0.0)))
+        return Selection(rows, np.sqrt(squares), {"start": "labeled" if len(pool.labeled) else "mean", "radius": radius})
