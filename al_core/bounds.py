@@ -15,6 +15,8 @@ from al_core.pool import Rows, blocks
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from al_core.processes import Processes
+
 Doubles = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
@@ -65,6 +67,14 @@ class Bounded:
     def room(self, count: int) -> Bounded:
         """So many that are still to be put in."""
         return Bounded(self.v.new_zeros(count, self.v.shape[1]), np.zeros(count), np.zeros(count), self.share)
+
+    def joined(self, processes: Processes) -> Bounded:
+        """Those of all processes, one after the other."""
+        import torch
+
+        parts = processes.gathered((self.v.cpu(), self.low, self.high))
+        v, low, high = zip(*parts, strict=True)
+        return Bounded(torch.cat(v).to(self.v.device), np.concatenate(low), np.concatenate(high), self.share)
 
     def put(self, at: slice, new: Bounded) -> None:
         """Replace some."""

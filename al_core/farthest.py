@@ -138,7 +138,7 @@ class FarthestFirst:
         if len(rest) and value[rest].max() >= floor:
             best = rest[np.argmax(value[rest])]
             ceiling = (value[best], best)
-        self.settle(at[~self.exact[at]])
+        self.share(at[~self.exact[at]], self.settle)
         self.front = Front(at, self.gap[at], self.nearest[at], self.seen[at], self.values(at, self.gap[at]), np.ones(len(at), dtype=bool), ceiling)
 
     def update(self, high: Rows, value: Doubles) -> float:
@@ -163,10 +163,25 @@ class FarthestFirst:
 
     def lower_all(self, at: Rows, value: Doubles, last: float) -> Doubles:
         """Bring rows up to date as long as their values stay at `last` or above; the new values, which go into `value`."""
-        for group in self.alike(at):
-            self.lower(group, last)
+
+        def lower(mine: Rows) -> None:
+            for group in self.alike(mine):
+                self.lower(group, last)
+
+        self.share(at, lower)
         value[at] = self.values(at, self.gap[at])
         return value[at]
+
+    def share(self, at: Rows, work: Callable[[Rows], None]) -> None:
+        """Have each process work on those of these places that are in its share of all, and let all know what it found."""
+        own, before = self.points.processes.share(np.arange(len(self.rows))), self.work
+        mine = at[(at >= own[0]) & (at <= own[-1])] if len(own) else at[:0]
+        work(mine)
+        found = (mine, self.gap[mine], self.seen[mine], self.exact[mine], self.nearest[mine], self.work - before)
+        self.work = before
+        for places, gap, seen, exact, nearest, spent in self.points.processes.gathered(found):
+            self.gap[places], self.seen[places], self.exact[places], self.nearest[places] = gap, seen, exact, nearest
+            self.work += spent
 
     def thin(self, front: Front, pick: int) -> None:
         """Account for the newest centre, the row at `pick`, in the front."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from al_core.bounds import LANE, REACH, ROUNDING, Bounded, Doubles, pairs, product, smallest, sums
 from al_core.pool import Floats, Rows, blocks
+from al_core.processes import ALONE, Processes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +32,7 @@ class Points:
         device: torch's name of where vectors are multiplied.
         resident: the embeddings for torch, on that device; None where torch cannot take them as they lie.
         squares: (n,) squared lengths of vectors once they have been computed, NaN before.
+        processes: those that share the work on them.
     """
 
     x: Floats
@@ -40,9 +42,10 @@ class Points:
     device: str
     resident: Tensor | None
     squares: Doubles
+    processes: Processes
 
     @classmethod
-    def of(cls, x: Floats, *, unit: bool, device: str = "cpu") -> Points:
+    def of(cls, x: Floats, *, unit: bool, device: str = "cpu", processes: Processes = ALONE) -> Points:
         """Points of embeddings; with `unit`, each row scaled to length 1. On another device than the CPU they are copied there.
 
         Raises:
@@ -50,13 +53,13 @@ class Points:
         """
         scale = None
         if unit or x.dtype == np.float64:
-            square = np.concatenate([squared_length(x[block].astype(np.float64, order="C")) for block in blocks(x)])
+            square = processes.mapped(lambda rows: lengths_of(x, rows), np.arange(len(x)))
             if square.max() > 1e300:
                 raise ValueError(f"embeddings are too long to measure: row {np.argmax(square)} is longer than 1e150; scale them down")
             if unit and not square.all():
                 raise ValueError(f"embeddings hold only zeros in row {np.argmin(square)}, which gives it no direction; use normalize: false")
             scale = 1 / np.sqrt(square) if unit else None
-        points = cls(x, scale, np.zeros(x.shape[1]), 1.0, device, in_torch(x, device), np.full(len(x), np.nan))
+        points = cls(x, scale, np.zeros(x.shape[1]), 1.0, device, in_torch(x, device), np.full(len(x), np.nan), processes)
         sample = points[points.sample]
         mean = sample.mean(axis=0)
         apart = squared_length(sample - mean)
@@ -153,6 +156,11 @@ class Points:
             low[block], high[block] = mine.lower(lean), mine.upper(lean, middle, np.zeros(len(lean), dtype=np.int64))
         near = rows[low <= high.min()]
         return int(near[np.argmin(np.concatenate([squared_length(self[near[block]] - mean) for block in blocks(near, width=self.dim)]))])
+
+
+def lengths_of(x: Floats, rows: Rows) -> Doubles:
+    """(m,) squared lengths of some rows, block by block."""
+    return np.concatenate([np.empty(0), *(squared_length(x[rows[block]].astype(np.float64, order="C")) for block in blocks(rows, width=x.shape[1]))])
 
 
 def squared_length(x: Doubles) -> Doubles:

@@ -63,6 +63,10 @@ class Processes:
         """What a function gives for (m,) rows, a value or a row of values each, when every process applies it to its share."""
         return self.joined(values_of(self.share(rows)))
 
+    def first(self, value: Value) -> Value:
+        """What the first process gave; each has to call this. For what rounds differently on another kind of machine, and is to be the same for all."""
+        return self.gathered(value)[0]
+
     def agree(self, what: str, value: object) -> None:
         """Raise in every process unless all gave the same.
 
@@ -72,3 +76,6 @@ class Processes:
         for rank, other in enumerate(self.gathered(value)):
             if other != value:
                 raise ValueError(f"process {rank} was asked for {what} {other!r}, this one for {value!r}; call it alike in all processes of the group")
+
+
+ALONE = Processes()

@@ -44,7 +44,7 @@ class Sketching:
         for _ in range(3):
             basis = torch.linalg.qr(v.T @ (v @ basis))[0]
         turn = torch.linalg.svd((v @ basis).to(torch.float64), full_matrices=False)[2][: SKETCH - 1].T
-        basis = torch.linalg.qr(basis.to(torch.float64) @ turn)[0].to(torch.float32)
+        basis = points.processes.first(torch.linalg.qr(basis.to(torch.float64) @ turn)[0].to(torch.float32).cpu()).to(v.device)
         skew = basis.to(torch.float64).T @ basis.to(torch.float64) - torch.eye(basis.shape[1], dtype=torch.float64, device=basis.device)
         return cls(points, basis.contiguous(), float(skew.norm()))
 
@@ -86,9 +86,10 @@ class Sketches:
         few = sketching(rows[at])
         parts = [product(few, theirs[since : since + REACH]) for since in range(0, len(centers), REACH)]
         left = sum(int(few.within(part, np.arange(len(at)), gap).sum()) for part in parts) / (len(at) * len(centers))
-        if 2 * SKETCH + ALONE * points.dim * left > points.dim:
+        if 2 * SKETCH + ALONE * points.dim * points.processes.first(left) > points.dim:
             return None
-        held = few.room(len(rows))
-        for block in blocks(rows, width=points.dim):
-            held.put(block, sketching(rows[block]))
-        return cls(held, theirs)
+        share = points.processes.share(rows)
+        own = few.room(len(share))
+        for block in blocks(share, width=points.dim):
+            own.put(block, sketching(share[block]))
+        return cls(own if points.processes.count == 1 else own.joined(points.processes), theirs)

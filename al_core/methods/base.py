@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from al_core.pool import Floats, Pool, Rows, blocks
-from al_core.processes import Processes
+from al_core.processes import ALONE, Processes
 from al_core.progress import over
 from al_core.ranking import Ranked, Ranking
 from al_core.registry import method
@@ -29,8 +29,6 @@ SPARE = 64  # rows that a class's list holds beyond ...
 TIMES = 4  # ... so many times its quota, since classes before it will take some of them
 KEPT = 2**20  # entries of all lists together
 PENDING = 2**16  # candidates that may wait to be sorted into the lists, at least
-
-ALONE = Processes()
 
 
 @dataclass(frozen=True, eq=False)

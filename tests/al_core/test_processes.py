@@ -15,8 +15,10 @@ import torch.distributed
 from numpy.lib.format import open_memmap
 
 from al_core import Pool, Selection, select
+from al_core.farthest import FarthestFirst
 from al_core.methods import methods, uncertainty
-from al_core.processes import Processes
+from al_core.points import Points
+from al_core.processes import ALONE, Processes
 
 BUDGET = 40
 SIGNALS = ("embeddings", "logits", "mc_probs", "predicted_loss", "discriminator")
@@ -132,6 +134,30 @@ def test_each_process_looks_at_its_share_alone(answers: tuple[list[Any], list[li
     looked_at = [int((answers[2] / f"looked_at{rank}").read_text("utf-8")) for rank in range(2)]
     assert sum(looked_at) == len(load_pool(folder).available)
     assert max(looked_at) - min(looked_at) <= 1
+
+
+def sketched(processes: Processes) -> tuple[list[int], bool]:
+    """The order in which rows that lie near few directions are picked, and whether sketches of them were made."""
+    rng = np.random.default_rng(7)
+    x = (rng.normal(size=(1500, 5)) @ rng.normal(size=(5, 300)) + 0.3 * rng.normal(size=(1500, 300))).astype(np.float32)
+    greedy = FarthestFirst(Points.of(x, unit=True, processes=processes), np.arange(1, 1500), np.array([0]))
+    greedy.patience = 0.0
+    picks: list[int] = []
+    for _ in range(600):
+        picks.append(greedy.best()[0])
+        greedy.take(picks[-1])
+    return picks, greedy.sketches is not None
+
+
+def sketch(rank: int, group: torch.distributed.ProcessGroup, out: Path) -> None:
+    (out / f"sketched{rank}").write_text(json.dumps(sketched(Processes(group))), "utf-8")
+
+
+def test_sketches_are_shared_too(tmp_path: Path) -> None:
+    in_a_group(sketch, 2, tmp_path, tmp_path)
+    picks, made = sketched(ALONE)
+    assert made
+    assert [json.loads((tmp_path / f"sketched{rank}").read_text("utf-8")) for rank in range(2)] == [[picks, True]] * 2
 
 
 def disagree(rank: int, group: torch.distributed.ProcessGroup, folder: Path) -> None:
