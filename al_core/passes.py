@@ -1,14 +1,16 @@
 """What several stochastic passes of a model say of each row, taken in pass by pass: no array of passes x rows x classes is ever made.
 
 A measure goes once over the passes of some rows and adds up how far they are off the first. Where all passes agree that is 0 to the last bit, and so
-is what measures disagreement. Each row is summed up on its own, in one order: neither blocks nor threads change a bit.
+is what measures disagreement. Each row is summed up on its own, in one order: where passes are stored, neither blocks nor threads change a bit. Where
+draws of the last layer make them, float32 products do, in the seventh digit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 import numpy as np
 
@@ -19,7 +21,7 @@ from al_core.selection import Scores
 if TYPE_CHECKING:
     import torch
 
-Array = TypeVar("Array", Scores, "torch.Tensor")  # float64, on the CPU or on another device
+Array = TypeVar("Array", Scores, "torch.Tensor")  # float64 arrays; tensors of either precision
 
 TINY = np.finfo(np.float64).tiny  # stands for 0 inside a logarithm that 0 multiplies
 IN_CACHE = 64  # blocks so much shorter than usual, of 128 KB, stay in a core's cache over all passes
@@ -31,20 +33,112 @@ class Measure(Protocol):
     def __call__(self, passes: Iterable[Array]) -> Array: ...
 
 
+@dataclass(frozen=True)
+class Stored:
+    """Passes that were computed before.
+
+    Attributes:
+        probs: (passes, n, classes).
+        device: where measures are computed.
+    """
+
+    probs: Floats
+    device: str
+    signal: ClassVar[str] = "mc_probs"
+
+    @property
+    def count(self) -> int:
+        """Number of passes."""
+        return len(self.probs)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return int(self.probs.shape[2])
+
+    @property
+    def width(self) -> int:
+        """Values to work on for each row."""
+        return self.classes
+
+    def of(self, rows: Rows) -> Iterator[Scores]:
+        """(rows, classes) float64 probabilities, one pass at a time."""
+        return (np.take(np.asarray(one), rows, axis=0).astype(np.float64) for one in self.probs)
+
+    def on_device(self, rows: Rows) -> Iterator[torch.Tensor]:
+        """The same on the device."""
+        return (moved(np.take(np.asarray(one), rows, axis=0), self.device) for one in self.probs)
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """Passes that draws of the last layer make of the embeddings, when they are asked for; softmax and all before it in float32.
+
+    Attributes:
+        embeddings: (n, d).
+        weight: (passes, classes, d) on the device where they are computed.
+        bias: (passes, classes) there.
+    """
+
+    embeddings: Floats
+    weight: torch.Tensor
+    bias: torch.Tensor
+    signal: ClassVar[str] = "mc_heads"
+
+    @property
+    def count(self) -> int:
+        """Number of passes."""
+        return len(self.weight)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return int(self.weight.shape[1])
+
+    @property
+    def width(self) -> int:
+        """Values to work on for each row: so many that a block of some 500 rows and 1000 classes stays in a core's cache."""
+        return 2 * max(self.weight.shape[1:])
+
+    def of(self, rows: Rows) -> Iterator[Scores]:
+        """(rows, classes) float64 probabilities, one pass at a time."""
+        return (p.double().cpu().numpy() for p in self.on_device(rows))
+
+    def on_device(self, rows: Rows) -> Iterator[torch.Tensor]:
+        """(rows, classes) float32, one pass at a time."""
+        import torch
+
+        x = torch.from_numpy(np.take(self.embeddings, rows, axis=0).astype(np.float32, order="C")).to(self.weight.device)
+        return (torch.addmm(bias, x, weight.T).softmax(dim=1) for weight, bias in zip(self.weight, self.bias, strict=True))
+
+
+def passes_of(pool: Pool) -> Stored | Drawn:
+    """Those that the pool has stored, or those that its draws of the head make."""
+    if "mc_heads" not in pool.signals:
+        return Stored(pool.mc_probs, pool.device)
+    import torch
+
+    weight, bias = (torch.from_numpy(array.astype(np.float32)).to(pool.device) for array in pool.mc_heads)
+    return Drawn(pool.embeddings, weight, bias)
+
+
 def over_available(pool: Pool, measure: Measure, *, least_passes: int = 1) -> Scores:
-    """(available,) a measure of every available row of mc_probs, of which each of several processes computes its share.
+    """(available,) a measure of every available row's passes; of several processes each computes its share.
 
     Raises:
         ValueError: a single class, or fewer passes than the measure takes.
     """
-    probs = pool.mc_probs
-    several(probs, least_passes)
+    passes = passes_of(pool)
+    if passes.classes < 2:
+        raise ValueError(f"{passes.signal} have 1 class; a model needs at least 2 to be unsure between")
+    if passes.count < least_passes:
+        raise ValueError(f"{passes.signal} have {passes.count} pass; passes can disagree only if there are at least {least_passes}")
 
     def scores_of(rows: Rows) -> Scores:
-        if pool.device == "cpu":
-            return in_threads(lambda block: measure(passes_of(probs, rows[block])), blocks(rows, width=IN_CACHE * probs.shape[2]))
-        parts = (measure(passes_on(pool.device, probs, rows[block])).cpu().numpy() for block in over(blocks(rows, width=probs.shape[2]), "rows", len(rows)))
-        return np.concatenate([np.empty(0), *parts])
+        if isinstance(passes, Stored) and pool.device == "cpu":
+            return in_threads(lambda block: measure(passes.of(rows[block])), blocks(rows, width=IN_CACHE * passes.classes))
+        parts = over(blocks(rows, width=passes.width), "rows", len(rows))
+        return np.concatenate([np.empty(0), *(measure(passes.on_device(rows[part])).double().cpu().numpy() for part in parts)])
 
     return pool.processes.mapped(scores_of, pool.available)
 
@@ -58,24 +152,6 @@ def in_threads(scores_of: Callable[[slice], Scores], parts: Iterable[slice]) -> 
         return np.concatenate([np.empty(0), *counted(threads.map(scores_of, parts), "blocks of rows", len(parts))])
 
 
-def several(probs: Floats, least_passes: int) -> None:
-    """Raise unless there are classes to be unsure between and passes that could disagree."""
-    if probs.shape[2] < 2:
-        raise ValueError("mc_probs have 1 class; a model needs at least 2 to be unsure between")
-    if len(probs) < least_passes:
-        raise ValueError(f"mc_probs have {len(probs)} pass; passes can disagree only if there are at least {least_passes}")
-
-
-def passes_of(probs: Floats, rows: Rows) -> Iterator[Scores]:
-    """Some rows of each pass as float64, one pass at a time."""
-    return (np.take(np.asarray(one), rows, axis=0).astype(np.float64) for one in probs)
-
-
-def passes_on(device: str, probs: Floats, rows: Rows) -> Iterator[torch.Tensor]:
-    """The same on another device."""
-    return (moved(np.take(np.asarray(one), rows, axis=0), device) for one in probs)
-
-
 def moved(array: Floats, device: str) -> torch.Tensor:
     """An array as float64 on another device."""
     import torch
@@ -85,11 +161,13 @@ def moved(array: Floats, device: str) -> torch.Tensor:
 
 def p_log_p(p: Array) -> Array:
     """Each probability times its logarithm; 0 of 0."""
-    logs = p.clip(TINY)
-    if isinstance(logs, np.ndarray):
+    if isinstance(p, np.ndarray):
+        logs = p.clip(TINY)
         np.log(logs, out=logs)
     else:
-        logs.log_()
+        import torch
+
+        logs = p.clip(torch.finfo(p.dtype).tiny).log_()
     logs *= p
     return logs
 

@@ -39,6 +39,7 @@ SIGNALS = {
     "logits": Signal("stage `embed` makes them with a trained model: name them in embed.signals", from_model=True),
     "head": Signal("stage `embed` copies it from a trained model", from_model=True),
     "mc_probs": Signal("stage `embed` would make them from a model with dropout, which no stage trains yet", from_model=True, in_rounds=False),
+    "mc_heads": Signal("stage `embed` would draw them from a model with dropout, which no stage trains yet", from_model=True, in_rounds=False),
     "predicted_loss": Signal("stage `embed` would make it from a model that predicts its loss, which no stage trains yet", from_model=True, in_rounds=False),
     "discriminator": Signal("stage `embed` would make it from a discriminator, which no stage trains yet", from_model=True, in_rounds=False),
     "labels": Signal("stage `import-labels` makes them from answers"),
@@ -58,6 +59,8 @@ class Pool:
         logits: (n, classes).
         head: weight (classes, d) and bias (classes,) of the layer that makes logits from embeddings.
         mc_probs: (passes, n, classes) class probabilities of several stochastic passes, as under MC dropout; each row sums to 1.
+        mc_heads: weight (passes, classes, d) and bias (passes, classes) of several draws of the layer that makes logits from embeddings, as with
+            dropout masks laid over `head`. With embeddings they stand for mc_probs, which then need not exist.
         predicted_loss: (n,) what a loss prediction module expects the loss to be; only its order means something.
         discriminator: (n,) probability of being labelled, as a discriminator between labelled and unlabelled images sees it.
         labeled: distinct rows whose labels are known. Never picked; methods that spread their picks keep away from them.
@@ -83,6 +86,7 @@ class Pool:
         logits: Floats | None = None,
         head: tuple[Floats, Floats] | None = None,
         mc_probs: Floats | None = None,
+        mc_heads: tuple[Floats, Floats] | None = None,
         predicted_loss: Floats | None = None,
         discriminator: Floats | None = None,
         labeled: Sequence[int] | Rows = (),
@@ -97,6 +101,7 @@ class Pool:
         self._logits = None if logits is None else checked("logits", logits, ndim=2)
         self._head = None if head is None else (checked("head weight", head[0], ndim=2), checked("head bias", head[1], ndim=1))
         self._mc_probs = None if mc_probs is None else probabilities("mc_probs", checked("mc_probs", mc_probs, ndim=3))
+        self._mc_heads = None if mc_heads is None else (checked("mc_heads weight", mc_heads[0], ndim=3), checked("mc_heads bias", mc_heads[1], ndim=2))
         self._predicted_loss = None if predicted_loss is None else checked("predicted_loss", predicted_loss, ndim=1)
         self._discriminator = None if discriminator is None else checked("discriminator", discriminator, ndim=1)
         self._size = self._agreed_size()
@@ -146,6 +151,11 @@ class Pool:
         return present("mc_probs", self._mc_probs)
 
     @property
+    def mc_heads(self) -> tuple[Floats, Floats]:
+        """Weight (passes, classes, d) and bias (passes, classes)."""
+        return present("mc_heads", self._mc_heads)
+
+    @property
     def predicted_loss(self) -> Floats:
         """(n,); high means a high loss is expected."""
         return present("predicted_loss", self._predicted_loss)
@@ -187,8 +197,9 @@ class Pool:
 
     @property
     def signals(self) -> tuple[str, ...]:
-        """Names of the signals that the pool has, as in SIGNALS."""
-        return tuple(name for name in SIGNALS if getattr(self, f"_{name}") is not None)
+        """Names of the signals that the pool has, as in SIGNALS; mc_probs among them where mc_heads and embeddings stand for them."""
+        has = {name for name in SIGNALS if getattr(self, f"_{name}") is not None}
+        return tuple(name for name in SIGNALS if name in has or (name == "mc_probs" and {"mc_heads", "embeddings"} <= has))
 
     def without(self, rows: Sequence[int] | Rows) -> Pool:
         """The same pool with these rows excluded too, labelled ones among them. Shares the signals and checks none of them again, so it costs little."""
@@ -228,6 +239,14 @@ class Pool:
             for name, signal, axis, unit in (("logits", self._logits, 0, "classes"), ("embeddings", self._embeddings, 1, "dimensions")):
                 if signal is not None and weight.shape[axis] != signal.shape[1]:
                     raise ValueError(f"head weight has {weight.shape[axis]} {unit} but {name} have {signal.shape[1]}")
+        if self._mc_heads is not None:
+            if self._mc_probs is not None:
+                raise ValueError("mc_probs and mc_heads are both given; they say the same, so give one of them")
+            weight, bias = self._mc_heads
+            if weight.shape[:2] != bias.shape:
+                raise ValueError(f"mc_heads weight is {weight.shape} but mc_heads bias is {bias.shape}; expected (passes, classes, d) and (passes, classes)")
+            if self._embeddings is not None and weight.shape[2] != self._embeddings.shape[1]:
+                raise ValueError(f"mc_heads weight has {weight.shape[2]} dimensions but embeddings have {self._embeddings.shape[1]}")
         return int(size)
 
 

@@ -225,6 +225,9 @@ def select(
     logits: Annotated[Path | None, typer.Option(help=".npy: (n, classes) floats.")] = None,
     head: Annotated[Path | None, typer.Option(help="Safetensors file: weight (classes, d) and bias (classes,) of the layer that makes the logits.")] = None,
     mc_probs: Annotated[Path | None, typer.Option(help=".npy: (passes, n, classes) class probabilities of several stochastic passes.")] = None,
+    mc_heads: Annotated[
+        Path | None, typer.Option(help="In place of mc_probs, safetensors: weight (passes, classes, d) and bias (passes, classes) of draws of the head.")
+    ] = None,
     predicted_loss: Annotated[Path | None, typer.Option(help=".npy: (n,) predicted losses.")] = None,
     discriminator: Annotated[Path | None, typer.Option(help=".npy: (n,) probabilities of being labelled.")] = None,
     labeled: Annotated[Path | None, typer.Option(help=".npy: (m,) row numbers whose labels are known.")] = None,
@@ -245,7 +248,7 @@ def select(
     from tasks.select_files import Files, Picks, launched, parsed, render, writable
     from tasks.select_files import select as pick
 
-    files = Files(embeddings, logits, head, mc_probs, predicted_loss, discriminator, labeled, labels, excluded, groups, truth)
+    files = Files(embeddings, logits, head, mc_probs, mc_heads, predicted_loss, discriminator, labeled, labels, excluded, groups, truth)
     knobs = parsed(param or [])
     writable(out)
     with launched(device) as launch:

@@ -54,6 +54,7 @@ class Files:
     logits: Path | None = None  # (n, classes)
     head: Path | None = None  # safetensors: weight (classes, d), bias (classes,)
     mc_probs: Path | None = None  # (passes, n, classes)
+    mc_heads: Path | None = None  # safetensors: weight (passes, classes, d), bias (passes, classes)
     predicted_loss: Path | None = None  # (n,)
     discriminator: Path | None = None  # (n,)
     labeled: Path | None = None  # (m,) row numbers
@@ -69,7 +70,9 @@ class Files:
             ArtifactError: a file cannot be read.
             ParamsError: together they make no pool.
         """
-        arrays: dict[str, Any] = {name: load_head(path) if name == "head" else load_array(path) for name, path in vars(self).items() if path is not None}
+        arrays: dict[str, Any] = {
+            name: load_head(path) if name in ("head", "mc_heads") else load_array(path) for name, path in vars(self).items() if path is not None
+        }
         try:
             return al_core.Pool(**arrays, device=device, process_group=process_group)
         except ValueError as error:
@@ -111,13 +114,13 @@ def load_array(path: Path) -> npt.NDArray[Any]:
 
 
 def load_head(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Weight and bias of a linear layer."""
+    """Weight and bias of a linear layer, or of several draws of it."""
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{path} cannot be read as a safetensors file: {error}") from error
     if not {"weight", "bias"} <= tensors.keys():
-        raise ArtifactError(f"{path} holds {', '.join(sorted(tensors)) or 'nothing'}; expected weight (classes, d) and bias (classes,)")
+        raise ArtifactError(f"{path} holds {', '.join(sorted(tensors)) or 'nothing'}; expected weight and bias of a linear layer")
     return tensors["weight"], tensors["bias"]
 
 

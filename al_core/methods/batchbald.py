@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from al_core.passes import IN_CACHE, Array, in_threads, moved, mutual_information, over_available, p_log_p
+from al_core.passes import IN_CACHE, Array, in_threads, moved, mutual_information, over_available, p_log_p, passes_of
 from al_core.pool import Pool, Rows, blocks
 from al_core.progress import counted
 from al_core.ranking import require
@@ -74,7 +74,7 @@ class BatchBald:
             rows = np.delete(rows, best)
             if i + 1 < budget:
                 answers.extend(int(picks[i]))
-        info = {"candidates": looked_at, "exact": exact, "information": float(scores.sum()), "most": math.log(len(pool.mc_probs))}
+        info = {"candidates": looked_at, "exact": exact, "information": float(scores.sum()), "most": math.log(answers.source.count)}
         return Selection(picks, scores, info)
 
 
@@ -88,7 +88,7 @@ class Answers:
     """
 
     def __init__(self, pool: Pool, samples: int, rng: np.random.Generator) -> None:
-        self.probs, self.device, self.samples, self.rng = pool.mc_probs, pool.device, samples, rng
+        self.source, self.device, self.samples, self.rng = passes_of(pool), pool.device, samples, rng
         self.picked: list[int] = []
         self.exact = True
         self.start(1)
@@ -96,17 +96,17 @@ class Answers:
     def start(self, answers: int) -> None:
         """So many, before the first pick."""
         self.probability = np.full(answers, 1 / answers)
-        self.passes = np.full((answers, len(self.probs)), 1 / len(self.probs))
+        self.passes = np.full((answers, self.source.count), 1 / self.source.count)
 
     def of(self, rows: Rows) -> Scores:
         """(passes, rows, classes) probabilities, stretched to add up to 1: those stored as float16 do so only within 0.001."""
-        p = self.probs[:, rows].astype(np.float64)
+        p = np.stack(list(self.source.of(rows)))
         stretched: Scores = p / p.sum(axis=2, keepdims=True)
         return stretched
 
     def gains(self, rows: Rows) -> Scores:
         """(rows,) mutual information of each row's answer and the pass, given the answer before, in nats, averaged over answers before."""
-        passes, _, classes = self.probs.shape
+        passes, classes = self.source.count, self.source.classes
         if self.device == "cpu":
             state = self.probability, self.passes, weighted(self.probability, self.passes)
             return in_threads(lambda block: gains(self.of(rows[block]), *state, CACHED), blocks(rows, width=IN_CACHE * passes * classes))
@@ -116,12 +116,12 @@ class Answers:
 
     def extend(self, row: int) -> None:
         """A row has been picked."""
-        if self.exact and len(self.probability) * self.probs.shape[2] <= self.samples:
+        if self.exact and len(self.probability) * self.source.classes <= self.samples:
             self.enumerate(row)
         else:
             if self.exact:
                 self.exact = False
-                self.start(max(1, self.samples // len(self.probs)) * len(self.probs))
+                self.start(max(1, self.samples // self.source.count) * self.source.count)
                 for before in self.picked:
                     self.draw(before)
             self.draw(row)

@@ -17,7 +17,7 @@ from al_core.pool import Pool
 from al_core.ranking import Ranked, Ranking
 from al_core.registry import method
 
-COMPLEXITY = "O(passes n classes), one reading of mc_probs"
+COMPLEXITY = "O(passes n classes), one reading of mc_probs; O(passes n classes d) from mc_heads"
 MEMORY = "O(n), and for each thread some blocks of 128 KB"
 
 

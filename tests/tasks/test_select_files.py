@@ -26,6 +26,7 @@ RNG = np.random.default_rng(0)
 X = RNG.normal(size=(200, 6)).astype(np.float32)
 WEIGHT, BIAS = RNG.normal(size=(3, 6)).astype(np.float32), np.zeros(3, np.float32)
 Z = X @ WEIGHT.T + BIAS
+WEIGHTS, BIASES = RNG.normal(size=(4, 3, 6)).astype(np.float32), np.zeros((4, 3), np.float32)
 LABELED = np.array([7, 3, 100])
 
 
@@ -34,6 +35,7 @@ def files(tmp_path: Path) -> Path:
     for name, array in {"e": X, "z": Z, "l": LABELED, "y": np.array([0, 2, 1]), "bad": np.full((200, 6), np.nan, np.float32)}.items():
         np.save(tmp_path / f"{name}.npy", array)
     save_file({"weight": WEIGHT, "bias": BIAS}, tmp_path / "head.safetensors")
+    save_file({"weight": WEIGHTS, "bias": BIASES}, tmp_path / "heads.safetensors")
     save_file({"weight": WEIGHT}, tmp_path / "half.safetensors")
     (tmp_path / "text.npy").write_text("not an array", "utf-8")
     return tmp_path
@@ -52,13 +54,27 @@ def run(folder: Path, method: str, *arguments: str) -> str:
     [
         ("random", [], {}),
         ("coreset", ["--param", "normalize=true"], {"normalize": True}),
+        ("bald", [], {}),
         ("margin", ["--param", "diversify={strength: 2}", "--param", "partitions=2"], {"diversify": {"strength": 2}, "partitions": 2}),
     ],
 )
 def test_picks_are_those_of_al_core_in_pick_order(files: Path, method: str, arguments: list[str], params: dict[str, object]) -> None:
-    signals = ["--embeddings", "e.npy", "--logits", "z.npy", "--head", "head.safetensors", "--labeled", "l.npy", "--labels", "y.npy"]
+    signals = [
+        "--embeddings",
+        "e.npy",
+        "--logits",
+        "z.npy",
+        "--head",
+        "head.safetensors",
+        "--mc-heads",
+        "heads.safetensors",
+        "--labeled",
+        "l.npy",
+        "--labels",
+        "y.npy",
+    ]
     said = run(files, method, *signals, "--budget", "9", "--seed", "4", "--out", "picks.parquet", *arguments)
-    pool = al_core.Pool(embeddings=X, logits=Z, head=(WEIGHT, BIAS), labeled=LABELED, labels=[0, 2, 1])
+    pool = al_core.Pool(embeddings=X, logits=Z, head=(WEIGHT, BIAS), mc_heads=(WEIGHTS, BIASES), labeled=LABELED, labels=[0, 2, 1])
     expected = al_core.select(method, pool, budget=9, seed=4, **params)
     frame = pd.read_parquet(files / "picks.parquet")
     assert list(frame) == ["row", "score"]
@@ -75,7 +91,7 @@ def test_picks_are_those_of_al_core_in_pick_order(files: Path, method: str, argu
         ("margin", ["--embeddings", "e.npy"], "margin reads logits, which this pool does not have; stage `embed` makes them"),
         ("margin", ["--logits", "none.npy"], "none.npy cannot be read as a .npy array: "),
         ("margin", ["--logits", "text.npy"], "text.npy cannot be read as a .npy array: "),
-        ("margin", ["--logits", "z.npy", "--head", "half.safetensors"], "half.safetensors holds weight; expected weight (classes, d) and bias (classes,)"),
+        ("margin", ["--logits", "z.npy", "--head", "half.safetensors"], "half.safetensors holds weight; expected weight and bias of a linear layer"),
         ("margin", ["--logits", "z.npy", "--head", "e.npy"], "e.npy cannot be read as a safetensors file: "),
         ("coreset", ["--embeddings", "bad.npy"], "embeddings holds nan in row 0; every value must be finite"),
         ("coreset", ["--embeddings", "e.npy", "--param", "normalize"], "--param 'normalize' has no value; write it as key=value"),

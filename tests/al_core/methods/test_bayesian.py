@@ -221,3 +221,50 @@ def test_measures_of_tensors(measure: str, case: str) -> None:
     p = CASES[case].astype(np.float64)
     found = MEASURES[measure](iter(torch.from_numpy(p)))
     np.testing.assert_allclose(found, MEASURES[measure](iter(p)), rtol=1e-10, atol=2e-15)
+
+
+# ---- draws of the head in place of stored probabilities --------------------------------------------------------------------
+
+
+def heads(passes: int, classes: int, rows: int = 400, dim: int = 12) -> dict[str, Any]:
+    """Embeddings, and a head under so many dropout masks; labelled and excluded rows."""
+    rng = np.random.default_rng(passes)
+    mask = (rng.random(size=(passes, 1, dim)) < 0.5) / 0.5
+    weight = (rng.normal(size=(classes, dim)) * mask).astype(np.float32)
+    bias = rng.normal(size=(passes, classes)).astype(np.float32)
+    return {"embeddings": rng.normal(size=(rows, dim)).astype(np.float32), "mc_heads": (weight, bias), "labeled": [3, 50], "excluded": [7]}
+
+
+@pytest.mark.parametrize("name", ["bald", "max-entropy", "variation-ratios", "mean-std", "batchbald"])
+def test_draws_of_the_head_stand_for_their_probabilities(name: str) -> None:
+    given = heads(6, 5)
+    weight, bias = (each.astype(np.float64) for each in given["mc_heads"])
+    p = softmax(np.einsum("nd,tcd->tnc", given["embeddings"].astype(np.float64), weight) + bias[:, None])
+    budget = 8 if name == "batchbald" else 40
+    found = select(name, Pool(**given), budget=budget, seed=0)
+    expected = select(name, Pool(mc_probs=p, labeled=[3, 50], excluded=[7]), budget=budget, seed=0)
+    assert found.rows.tolist() == expected.rows.tolist()
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4, atol=1e-6)
+
+
+def test_draws_that_agree_tell_nothing() -> None:
+    given = heads(1, 4)
+    weight, bias = (np.repeat(each, 5, axis=0) for each in given["mc_heads"])
+    selection = select("bald", Pool(**given | {"mc_heads": (weight, bias)}), budget=10, seed=0)
+    assert selection.scores.tolist() == [0.0] * 10
+    assert selection.info["tied"] == 400 - 3 - 10
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"mc_heads": heads(1, 5)["mc_heads"]}, "mc_heads have 1 pass; passes can disagree only if there are at least 2"),
+        ({"mc_heads": heads(3, 1)["mc_heads"]}, "mc_heads have 1 class; a model needs at least 2 to be unsure between"),
+        ({"mc_heads": heads(3, 5, dim=9)["mc_heads"]}, "mc_heads weight has 9 dimensions but embeddings have 12"),
+        ({"mc_heads": (heads(3, 5)["mc_heads"][0], np.zeros((2, 5)))}, r"mc_heads weight is \(3, 5, 12\) but mc_heads bias is \(2, 5\); expected \(passes"),
+        ({"mc_probs": np.full((3, 400, 5), 0.2)}, "mc_probs and mc_heads are both given; they say the same, so give one of them"),
+    ],
+)
+def test_heads_that_make_no_passes_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        select("bald", Pool(**heads(3, 5) | given), budget=3, seed=0)
