@@ -1,0 +1,256 @@
+"""k-center greedy beside the plain loop that measures every row against every pick.
+
+    python -m benchmarks.kcenter [--rows 100000] [--dim 2048] [--budget 1000] [--repeats 3] [--device cpu] [--kinds emb gauss ...] [--loop-picks 100]
+    [--checked 1000] [--growth-dim 512] [--growth-rows 10000 100000 1000000] [--growth-budgets 100 1000 4000 10000] [--map-rows 100000]
+    [--peers DIR] [--peer-picks 5]
+
+All go from embeddings in memory (but for the memory map) and one labelled row to picks. The loop written here makes one matrix-vector product in float32
+a pick, with lengths computed once, so that it reads the embeddings once a pick and nothing else of their size. It makes `--loop-picks` picks, and its
+time is scaled up to the budget. Picks are compared index by index with those of the loop in float64, for the first `--checked` picks.
+
+With `--peers DIR`, clones of https://github.com/google/active-learning and https://github.com/JordanAsh/badge in DIR run too, with `--peer-picks` picks
+scaled up; they need scikit-learn.
+
+Kinds: `emb`, clusters through a random network, each row with a length of its own; `gauss`; `lowdim`, clusters in 16 directions and noise in all;
+`power`, variances that fall as 1/i; and with `-unit` the same with every row scaled to length 1.
+
+Memory is the peak of what the process holds for itself, as Linux counts it every 5 ms, above what it held before: the embeddings are not among it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import multiprocessing
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from al_core import Pool, select
+from benchmarks.record import write
+
+Singles = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
+
+BLOCK = 10_000  # rows made at a time
+KINDS = ("emb", "gauss", "lowdim", "power")
+
+
+def main() -> None:
+    """Measure and write benchmarks/results/kcenter.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    every = [*KINDS, *(f"{kind}-unit" for kind in KINDS)]
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--dim", type=int, default=2048)
+    parser.add_argument("--budget", type=int, default=1000)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--kinds", nargs="*", choices=every, default=["emb", "gauss", "lowdim", "power", "emb-unit", "gauss-unit"])
+    parser.add_argument("--loop-picks", type=int, default=100)
+    parser.add_argument("--checked", type=int, default=1000)
+    parser.add_argument("--growth-dim", type=int, default=512)
+    parser.add_argument("--growth-rows", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--growth-budgets", type=int, nargs="*", default=[100, 1000, 4000, 10_000])
+    parser.add_argument("--map-rows", type=int, default=100_000)
+    parser.add_argument("--peers", type=Path, help="folder that holds clones of google/active-learning and JordanAsh/badge")
+    parser.add_argument("--peer-picks", type=int, default=5)
+    asked = parser.parse_args()
+    figures: dict[str, Any] = {name: getattr(asked, name) for name in ("rows", "dim", "budget", "device")}
+    figures["the_loop_is_scaled_up_from_picks"] = min(asked.loop_picks, asked.budget)
+    ours(np.eye(8, dtype=np.float32), 4, asked.device)  # imports
+    for kind in asked.kinds:
+        figures[kind] = compared(embeddings(kind, asked.rows, asked.dim), asked)
+    figures[f"growth, emb of {asked.growth_dim} numbers"] = growth(asked)
+    figures["memory map, emb"] = mapped(asked)
+    print(write("kcenter", figures).read_text())  # noqa: T201
+
+
+def embeddings(kind: str, rows: int, dim: int) -> Singles:
+    """Rows of a kind."""
+    draw = torch.Generator().manual_seed(0)
+    law, unit = kind.removesuffix("-unit"), kind.endswith("-unit")
+    centers = torch.randn(50, 32, generator=draw) * 1.5 if law == "emb" else torch.randn(100, 16, generator=draw) * 3
+    first, second = torch.randn(32, 256, generator=draw) / 32**0.5, torch.randn(256, dim, generator=draw) / 16
+    directions = torch.linalg.qr(torch.randn(dim, min(16, dim), generator=draw))[0]
+    x = np.empty((rows, dim), np.float32)
+    for start in range(0, rows, BLOCK):
+        count = min(BLOCK, rows - start)
+        own = torch.randint(len(centers), (count,), generator=draw)
+        if law == "emb":
+            hidden = torch.relu((centers[own] + torch.randn(count, 32, generator=draw)) @ first)
+            block = torch.relu(hidden @ second) * torch.exp(0.3 * torch.randn(count, 1, generator=draw))
+        else:
+            block = torch.randn(count, dim, generator=draw)
+            if law == "power":
+                block /= torch.arange(1, dim + 1) ** 0.5
+            if law == "lowdim":
+                inside = centers[own] + torch.randn(count, 16, generator=draw)
+                block = 0.1 * block + inside[:, : directions.shape[1]] @ directions.T
+        x[start : start + count] = (torch.nn.functional.normalize(block) if unit else block).numpy()
+    return x
+
+
+def ours(x: Singles, budget: int, device: str) -> Rows:
+    """Rondo's picks."""
+    return select("coreset", Pool(embeddings=x, labeled=[0], device=device), budget=budget, seed=0).rows
+
+
+def loop(x: Singles, budget: int, device: str, kind: torch.dtype) -> tuple[Rows, float]:
+    """The picks of the plain loop, and the seconds for them, which leave out the copy to the device or to another precision."""
+    at = torch.from_numpy(x).to(device, kind)
+    started = time.perf_counter()
+    square = torch.linalg.vector_norm(at, dim=1) ** 2
+    gap = torch.full_like(square, torch.inf)
+    picks = [0]
+    for _ in range(budget):
+        last = picks[-1]
+        torch.minimum(gap, torch.addmv(square + square[last], at, at[last], alpha=-2), out=gap)
+        gap[last] = -1
+        picks.append(int(gap.argmax()))
+    return np.array(picks[1:]), time.perf_counter() - started
+
+
+def compared(x: Singles, asked: argparse.Namespace) -> dict[str, Any]:
+    """Seconds in turn, and whether the picks are the same."""
+    few = min(asked.loop_picks, asked.budget)
+    seconds: dict[str, list[float]] = {"rondo": [], "loop": []}
+    for _ in range(asked.repeats):
+        started = time.perf_counter()
+        picks = ours(x, asked.budget, asked.device)
+        seconds["rondo"].append(time.perf_counter() - started)
+        seconds["loop"].append(loop(x, few, asked.device, torch.float32)[1] * asked.budget / few)
+    median = {name: statistics.median(each) for name, each in seconds.items()}
+    found: dict[str, Any] = {
+        "all_seconds": {name: [round(each, 3) for each in values] for name, values in seconds.items()},
+        "loop_over_rondo": round(median["loop"] / median["rondo"], 1),
+        "picks_equal_to_float64_loop": equal(picks[: asked.checked], loop(x, min(asked.checked, asked.budget), asked.device, torch.float64)[0]),
+    }
+    for name, work in peers(asked.peers).items():
+        started = time.perf_counter()
+        theirs = work(x, asked.peer_picks)
+        took = (time.perf_counter() - started) * asked.budget / (asked.peer_picks + 1)  # the labelled row is one more that they measure against
+        found[f"{name}_over_rondo"] = round(took / median["rondo"], 1)
+        found[f"picks_equal_to_{name}"] = equal(picks[: asked.peer_picks], theirs)
+    return found
+
+
+def equal(one: Rows, other: Rows) -> str:
+    """How many picks are the same, in order, up to the first that is not."""
+    different = np.flatnonzero(one != other)
+    return f"{different[0] if len(different) else len(one)} of {len(one)}"
+
+
+def peers(folder: Path | None) -> dict[str, Callable[[Singles, int], Rows]]:
+    """The public codes' own steps, out of files that import much else."""
+    found: dict[str, Callable[[Singles, int], Rows]] = {}
+    if folder is None:
+        return found
+    from sklearn.metrics import pairwise_distances
+
+    class Flat:
+        """What google's class inherits."""
+
+        X: Singles
+
+        def flatten_X(self) -> Singles:  # noqa: N802
+            return self.X
+
+    names: dict[str, Any] = {"np": np, "pairwise_distances": pairwise_distances, "SamplingMethod": Flat, "Strategy": object}
+    for path in (folder / "active-learning" / "sampling_methods" / "kcenter_greedy.py", folder / "badge" / "query_strategies" / "core_set.py"):
+        if not path.exists():
+            print(f"{path.parts[-3]} is not compared: clone it into the folder of --peers")  # noqa: T201
+            continue
+        wanted = [node for node in ast.parse(path.read_text("utf-8")).body if isinstance(node, ast.ClassDef) and node.name in ("kCenterGreedy", "CoreSet")]
+        exec(compile(ast.Module(list(wanted), []), path.name, "exec"), names)  # noqa: S102
+
+    def google(x: Singles, budget: int) -> Rows:
+        peer = names["kCenterGreedy"](x, None, 0)
+        peer.update_distances([0])
+        picks: list[int] = []
+        for _ in range(budget):
+            picks.append(int(np.argmax(peer.min_distances)))
+            peer.update_distances([picks[-1]])
+        return np.array(picks)
+
+    def badge(x: Singles, budget: int) -> Rows:
+        return 1 + np.array(names["CoreSet"].furthest_first(None, x[1:], x[:1], budget))
+
+    found |= {"google": google} if "kCenterGreedy" in names else {}
+    found |= {"JordanAsh": badge} if "CoreSet" in names else {}
+    return found
+
+
+def growth(asked: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Over rows at the second smallest budget, and over budgets at the middle number of rows."""
+    found: dict[str, dict[str, float]] = {}
+    if not asked.growth_rows or not asked.growth_budgets:
+        return found
+    budgets, numbers = sorted(asked.growth_budgets), sorted(asked.growth_rows)
+    middle = numbers[len(numbers) // 2]
+    for rows in numbers:
+        x = embeddings("emb", rows, asked.growth_dim)
+        few = min(asked.loop_picks, 20 if rows > middle else 100)
+        a_pick = loop(x, few, asked.device, torch.float32)[1] / few
+        for budget in budgets if rows == middle else budgets[1:2] or budgets:
+            started = time.perf_counter()
+            ours(x, min(budget, rows - 1), asked.device)
+            took = time.perf_counter() - started
+            found[f"{rows} rows, {budget} picks"] = {"rondo": round(took, 2), "loop_over_rondo": round(a_pick * budget / took, 1)}
+    return found
+
+
+def mapped(asked: argparse.Namespace) -> dict[str, Any]:
+    """A process of its own that picks from a memory map of float16, and one that picks from the same in memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, shape = Path(folder) / "x", (asked.map_rows, asked.growth_dim)
+        embeddings("emb", *shape).astype(np.float16).tofile(path)
+        found: dict[str, Any] = {"rows": shape[0], "dim": shape[1], "budget": asked.budget, "mib_of_the_map": round(path.stat().st_size / 2**20)}
+        picks = []
+        for name, in_memory in (("map", False), ("in memory", True)):
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
+                chosen, seconds, mib = alone.submit(measured, path, shape, asked.budget, asked.device, in_memory=in_memory).result()
+            picks.append(chosen)
+            found[name] = {"seconds": round(seconds, 2), "mib_at_peak": mib}
+        return found | {"picks_equal": equal(*picks)}
+
+
+def measured(path: Path, shape: tuple[int, int], budget: int, device: str, *, in_memory: bool) -> tuple[Rows, float, int | None]:
+    """Picks, seconds, and MiB at the peak."""
+    x: Any = np.memmap(path, np.float16, "r", shape=shape)
+    x = np.array(x) if in_memory else x
+    ours(np.eye(8, dtype=np.float32), 4, device)  # imports
+    before, most, done = held(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not done.wait(0.005):
+            most = max(most, held())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    started = time.perf_counter()
+    picks = ours(x, budget, device)
+    seconds = time.perf_counter() - started
+    done.set()
+    watcher.join()
+    return picks, seconds, round(max(0, most - before) / 1024) if before else None
+
+
+def held() -> int:
+    """KiB that the process has for itself, files that it maps aside; 0 where the system does not tell."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) for line in lines if line.startswith("RssAnon")), 0)
+
+
+if __name__ == "__main__":
+    main()
