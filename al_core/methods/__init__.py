@@ -1,6 +1,20 @@
 """The acquisition methods, one idea a file. Importing one registers it; methods never import methods."""
 
-from al_core.methods import badge, balancing, base, batchbald, bayesian, cluster_margin, coreset, learned, random, typiclust, uncertainty
+from al_core.methods import badge, balancing, base, batchbald, bayesian, cluster_margin, coreset, learned, probcover, random, typiclust, uncertainty
 from al_core.registry import methods
 
-__all__ = ["badge", "balancing", "base", "batchbald", "bayesian", "cluster_margin", "coreset", "learned", "methods", "random", "typiclust", "uncertainty"]
+__all__ = [
+    "badge",
+    "balancing",
+    "base",
+    "batchbald",
+    "bayesian",
+    "cluster_margin",
+    "coreset",
+    "learned",
+    "methods",
+    "probcover",
+    "random",
+    "typiclust",
+    "uncertainty",
+]

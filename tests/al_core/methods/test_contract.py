@@ -31,7 +31,7 @@ each_deterministic = pytest.mark.parametrize("card", [card for card in methods()
 
 DRAWING: dict[str, Any] = {"learning-loss": {"subpool": 20}}  # it draws from pools that are larger than this
 UNTIED: dict[str, Any] = {"variation-ratios": {"kind": "mean"}}  # votes of five passes tie in masses, and ties go by row
-LIGHTER: dict[str, Any] = {"typiclust": {"max_clusters": 20}}  # where the pool is large
+LIGHTER: dict[str, Any] = {"typiclust": {"max_clusters": 20}, "probcover": {"sample": 2000}}  # where the pool is large
 
 
 def make_signals(num_rows: int = NUM_ROWS, dim: int = 6, dtype: npt.DTypeLike = np.float32) -> dict[str, Any]:
