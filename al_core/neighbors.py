@@ -280,8 +280,9 @@ class Balls:
         """(points,) how many of these points lie nearer to each than the root of `square`; a point is nearer to itself than any radius."""
         counts = np.zeros(len(self.cloud), dtype=np.int64)
         for some in blocks(targets, width=TILE):
-            for part in blocks(counts, width=QUERIES):
-                counts[part] += self.within(part, targets[some], square)
+            few = targets[some]
+            for part in blocks(counts, width=max(1, len(few) // 4)):  # the fewer targets, the more points at a time
+                counts[part] += self.within(part, few, square)
         return counts
 
     def within(self, part: slice, targets: Rows, square: float) -> Rows:
