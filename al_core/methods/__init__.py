@@ -1,6 +1,6 @@
 """The acquisition methods, one idea a file. Importing one registers it; methods never import methods."""
 
-from al_core.methods import badge, balancing, base, batchbald, bayesian, cluster_margin, coreset, learned, probcover, random, typiclust, uncertainty
+from al_core.methods import badge, balancing, base, batchbald, bayesian, cluster_margin, coreset, herding, learned, probcover, random, typiclust, uncertainty
 from al_core.registry import methods
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "bayesian",
     "cluster_margin",
     "coreset",
+    "herding",
     "learned",
     "methods",
     "probcover",

@@ -30,8 +30,16 @@ each = pytest.mark.parametrize("card", methods(), ids=lambda card: card.name)
 each_deterministic = pytest.mark.parametrize("card", [card for card in methods() if not card.stochastic], ids=lambda card: card.name)
 
 DRAWING: dict[str, Any] = {"learning-loss": {"subpool": 20}}  # it draws from pools that are larger than this
-UNTIED: dict[str, Any] = {"variation-ratios": {"kind": "mean"}}  # votes of five passes tie in masses, and ties go by row
-LIGHTER: dict[str, Any] = {"typiclust": {"max_clusters": 20}, "probcover": {"sample": 2000}}  # where the pool is large
+UNTIED: dict[str, Any] = {
+    "variation-ratios": {"kind": "mean"},  # votes of five passes tie in masses, and ties go by row
+    "maxherding": {"sigma": 3.0},  # with a narrow kernel two rows that only cover each other tie, too
+}
+LIGHTER: dict[str, Any] = {  # where the pool is large
+    "typiclust": {"max_clusters": 20},
+    "probcover": {"sample": 2000},
+    "maxherding": {"sample": 2000},
+    "uherding": {"sample": 2000},
+}
 
 
 def make_signals(num_rows: int = NUM_ROWS, dim: int = 6, dtype: npt.DTypeLike = np.float32) -> dict[str, Any]:
