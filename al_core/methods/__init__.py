@@ -1,6 +1,21 @@
 """The acquisition methods, one idea a file. Importing one registers it; methods never import methods."""
 
-from al_core.methods import badge, balancing, base, batchbald, bayesian, cluster_margin, coreset, herding, learned, probcover, random, typiclust, uncertainty
+from al_core.methods import (
+    badge,
+    balancing,
+    base,
+    batchbald,
+    bayesian,
+    cluster_margin,
+    coreset,
+    dropquery,
+    herding,
+    learned,
+    probcover,
+    random,
+    typiclust,
+    uncertainty,
+)
 from al_core.registry import methods
 
 __all__ = [
@@ -11,6 +26,7 @@ __all__ = [
     "bayesian",
     "cluster_margin",
     "coreset",
+    "dropquery",
     "herding",
     "learned",
     "methods",

@@ -39,6 +39,7 @@ LIGHTER: dict[str, Any] = {  # where the pool is large
     "probcover": {"sample": 2000},
     "maxherding": {"sample": 2000},
     "uherding": {"sample": 2000},
+    "dropquery": {"dropout": 0.01},
 }
 
 
