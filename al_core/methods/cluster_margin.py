@@ -9,10 +9,11 @@ import numpy as np
 
 from al_core.kmeans import kmeans
 from al_core.neighbors import Cloud, Doubles
-from al_core.pool import Floats, Pool, Rows, blocks
+from al_core.pool import Pool, Rows, blocks
 from al_core.progress import tell
 from al_core.registry import method
 from al_core.selection import Scores, Selection, lowest
+from al_core.softmax import margin
 
 ITERATIONS = 5  # of k-means, whose clusters are only leaves of the hierarchy
 
@@ -71,22 +72,10 @@ class ClusterMargin:
 
 
 def margins_of(pool: Pool) -> Scores:
-    """(available,) probability of the likeliest class minus that of the second, from log-odds, so that neither rounds to 1 first."""
+    """(available,) probability of the likeliest class minus that of the second."""
     if pool.logits.shape[1] < 2:
         raise ValueError("logits have 1 class; a margin lies between 2")
     return np.concatenate([margin(pool.logits[pool.available[block]]) for block in blocks(pool.available, width=pool.logits.shape[1])])
-
-
-def margin(logits: Floats) -> Scores:
-    """(n,) of (n, classes)."""
-    z = logits.astype(np.float64)
-    likeliest = z.argmax(axis=1, keepdims=True)
-    with np.errstate(over="ignore"):
-        z -= np.take_along_axis(z, likeliest, axis=1)
-    np.put_along_axis(z, likeliest, -np.inf, axis=1)
-    second: Scores = z.max(axis=1)
-    others: Scores = np.exp(z).sum(axis=1)
-    return (0.0 - np.expm1(second)) / (1 + others)
 
 
 def in_turn(group: Rows, rng: np.random.Generator) -> Rows:

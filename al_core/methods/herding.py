@@ -14,9 +14,10 @@ import numpy as np
 from al_core.fingerprints import distinct, sample
 from al_core.kmeans import approach
 from al_core.neighbors import Cloud, neighbors
-from al_core.pool import Floats, Pool, blocks
+from al_core.pool import Pool, blocks
 from al_core.registry import method
 from al_core.selection import Scores, Selection
+from al_core.softmax import margin
 
 if TYPE_CHECKING:
     import torch
@@ -92,7 +93,9 @@ class UHerding:
         logits = pool.logits
         if logits.shape[1] < 2:
             raise ValueError("logits have 1 class; a model needs at least 2 to be unsure between")
-        unsure = np.concatenate([1 - margin(logits[rows[block]], self.softmax_temperature) for block in blocks(rows, width=logits.shape[1])])
+        unsure = np.concatenate(
+            [1 - margin(logits[rows[block]].astype(np.float64) / self.softmax_temperature) for block in blocks(rows, width=logits.shape[1])]
+        )
         sigma = self.sigma or least_distance(Cloud(pool.embeddings, pool.labeled, self.normalize), pool.device)
         return herd(pool, Cloud(pool.embeddings, rows, self.normalize), unsure, sigma, budget)
 
@@ -103,16 +106,6 @@ def check(sigma: float | None, sample: int) -> None:
         raise ValueError(f"sigma is {sigma}; expected above 0")
     if sample < 1:
         raise ValueError(f"sample is {sample}; expected at least 1")
-
-
-def margin(logits: Floats, temperature: float) -> Scores:
-    """(n,) probability of the likeliest class minus that of the second."""
-    z = logits.astype(np.float64, order="C") / temperature
-    with np.errstate(over="ignore"):
-        odds = np.exp(z - z.max(axis=1, keepdims=True))
-    two = -np.partition(-odds, 1, axis=1)[:, :2]
-    gap: Scores = (two[:, 0] - two[:, 1]) / odds.sum(axis=1)
-    return gap
 
 
 def least_distance(cloud: Cloud, device: str) -> float:

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import pytest
 
 from al_core import Pool, Selection, select
-from al_core.methods.cluster_margin import average_linkage, distances, in_turn, margin
+from al_core.methods.cluster_margin import average_linkage, distances, in_turn
+from al_core.softmax import margin
 
 Doubles = npt.NDArray[np.float64]
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from al_core import Pool, Selection, select
-from al_core.methods.uncertainty import confidence, entropy, margin
+from al_core.softmax import confidence, entropy, margin
 
 Logits = npt.NDArray[np.floating]
 
