@@ -6,8 +6,10 @@ A reconstruction after Kushnir & Venturi 2020, whose body could not be read: the
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -23,8 +25,10 @@ from al_core.selection import Scores, Selection
 if TYPE_CHECKING:
     import torch
 
+    Part = tuple[slice, torch.Tensor, torch.Tensor]
+
 UNREACHED = 1e-8  # share of a walker's chance to meet a label at or below which a row counts as reached by none
-CLASSES = 32  # diffused at a time
+CLASSES = 32  # columns diffused at a time: classes, and before them all classes together
 FLOOR = 1e-12  # of the median scale: the least scale of a node, where neighbours nearly coincide
 SCATTERED = 2**17  # nodes from which on they are laid out by clusters
 CLUSTER = 1000  # nodes of such a cluster
@@ -185,10 +189,22 @@ class Graph:
         others: npt.NDArray[np.int32] = near[near != node]
         return others
 
-    def steps(self, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Two sparse (n, n) matrices whose sum takes a walker one step: rows of the sum add up to 1; a lone node's to 0."""
-        n, k = self.listed.shape
-        return sparse(np.arange(n + 1) * k, self.listed.ravel(), self.chance.ravel(), device), sparse(self.start, self.other, self.back_chance, device)
+    def steps(self, device: str) -> list[Part]:
+        """What takes a walker one step, in parts that threads work on: torch runs a sparse product on one thread of the CPU."""
+        import torch
+
+        threads = torch.get_num_threads() if torch.device(device).type == "cpu" else 1
+        bounds = np.unique(np.linspace(0, len(self), threads + 1).astype(np.int64)).tolist()
+        return [self.step(slice(begin, end), device) for begin, end in pairwise(bounds)]
+
+    def step(self, part: slice, device: str) -> Part:
+        """Some nodes, and two sparse (part, n) matrices whose sum is theirs of A: rows of it add up to 1; a lone node's to 0."""
+        listed, chance = self.listed[part], self.chance[part]
+        edges, _, _ = self.backward(part)
+        start = self.start[part.start : part.stop + 1]
+        size = (len(listed), len(self))
+        there = sparse(np.arange(len(listed) + 1) * listed.shape[1], listed.ravel(), chance.ravel(), size, device)
+        return part, there, sparse(start - start[0], self.other[edges], self.back_chance[edges], size, device)
 
     def components(self) -> npt.NDArray[np.int32]:
         """(n,) the lowest node of each node's connected component."""
@@ -234,15 +250,14 @@ def not_listed_back(listed: npt.NDArray[np.int32], part: slice) -> npt.NDArray[n
     return one_sided
 
 
-def sparse(start: Rows, column: npt.NDArray[np.int32], value: Doubles, device: str) -> torch.Tensor:
-    """A square matrix in compressed sparse rows."""
+def sparse(start: Rows, column: npt.NDArray[np.int32], value: Doubles, size: tuple[int, int], device: str) -> torch.Tensor:
+    """A matrix in compressed sparse rows."""
     import torch
 
     number = np.int32 if start[-1] < 2**31 else np.int64  # of half the size: twice as fast
     begin, at = torch.from_numpy(start.astype(number)), torch.from_numpy(column.astype(number, copy=False))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-        size = (len(start) - 1, len(start) - 1)
         return torch.sparse_csr_tensor(begin, at, torch.from_numpy(value), size=size, device=device, check_invariants=False)
 
 
@@ -263,10 +278,13 @@ def diffused(graph: Graph, known: Rows, labels: Rows, steps: int, score: str, de
     import torch
 
     step = graph.steps(device)
-    reach = walked(step, known, np.ones((len(known), 1)), steps)[:, 0]
+    holds = np.column_stack([np.ones(len(labels), dtype=bool), labels[:, None] == np.unique(labels)])  # the first column: any class
+    reach = torch.zeros(len(graph), dtype=torch.float64, device=device)
     top, second, least = torch.zeros_like(reach), torch.zeros_like(reach), torch.full_like(reach, torch.inf)
-    for classes in in_blocks(np.unique(labels)):
-        chance = walked(step, known, (labels[:, None] == classes).astype(np.float64), steps)  # (n, classes)
+    for start in range(0, holds.shape[1] if len(labels) else 0, CLASSES):
+        chance = walked(step, known, holds[:, start : start + CLASSES].astype(np.float64), steps)  # (n, classes)
+        if start == 0:
+            reach, chance = chance[:, 0].clone(), chance[:, 1:]
         best = torch.topk(torch.column_stack([chance, top, second]), 2, dim=1).values
         top, second = best[:, 0], best[:, 1]
         least = torch.minimum(least, (2 * chance - reach[:, None]).abs().amin(dim=1))
@@ -274,26 +292,33 @@ def diffused(graph: Graph, known: Rows, labels: Rows, steps: int, score: str, de
     return reach.cpu().numpy(), certainty.cpu().numpy()
 
 
-def in_blocks(classes: Rows) -> Iterator[Rows]:
-    """CLASSES of them at a time."""
-    return (classes[start : start + CLASSES] for start in range(0, len(classes), CLASSES))
-
-
-def walked(step: tuple[torch.Tensor, torch.Tensor], known: Rows, value: Doubles, steps: int) -> torch.Tensor:
+def walked(parts: list[Part], known: Rows, value: Doubles, steps: int) -> torch.Tensor:
     """(n, columns) expected value that a walker meets within so many steps, 0 where it meets no known node; of a node known several times, the mean."""
     import torch
 
-    listed, back = step
+    like = parts[0][1]
     nodes, which, times = np.unique(known, return_inverse=True, return_counts=True)
     fixed = np.zeros((len(nodes), value.shape[1]))
     np.add.at(fixed, which, value)
-    absorbing, held = torch.from_numpy(nodes).to(listed.device), torch.from_numpy(fixed / times[:, None]).to(listed.device)
-    met = torch.zeros((len(listed), value.shape[1]), dtype=torch.float64, device=listed.device)
+    absorbing, held = torch.from_numpy(nodes).to(like.device), torch.from_numpy(fixed / times[:, None]).to(like.device)
+    met = torch.zeros((like.shape[1], value.shape[1]), dtype=torch.float64, device=like.device)
+    after = torch.zeros_like(met)  # they take turns: to make one anew for every step costs a third of its time
     met[absorbing] = held
-    for _ in range(steps):
-        met = torch.addmm(listed @ met, back, met)
-        met[absorbing] = held
+    with ThreadPoolExecutor(len(parts)) as threads:
+        for _ in range(steps):
+            list(threads.map(partial(stepped, met, after), parts))
+            after[absorbing] = held
+            met, after = after, met
     return met
+
+
+def stepped(met: torch.Tensor, after: torch.Tensor, part: Part) -> None:
+    """Take the nodes of a part one step on."""
+    import torch
+
+    at, listed, back = part
+    torch.addmm(after[at], listed, met, beta=0, out=after[at])
+    torch.addmm(after[at], back, met, out=after[at])
 
 
 def spread(graph: Graph, at: Rows, order: Rows, budget: int) -> Rows:
