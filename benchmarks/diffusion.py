@@ -141,7 +141,7 @@ def solves(x: Singles, arguments: argparse.Namespace) -> dict[str, Any]:
     known, labels = rng.permutation(len(x))[: arguments.labeled], rng.integers(arguments.classes, size=arguments.labeled)
     diffusion.weigh(found, square, min(7, found.shape[1]))
     before = None
-    for name, order in (("as they come", None), ("by clusters", np.argsort(place))):
+    for name, order in (("as they come", None), ("laid out", np.argsort(place))):
         clock.lap()
         listed = found.astype(np.int32) if order is None else place[found[order]].astype(np.int32)
         graph = diffusion.Graph(listed, square.copy() if order is None else square[order])

@@ -1,6 +1,7 @@
 """README and docs say what the code does: links, commands, options, knobs, files, methods and environment variables that they name exist.
 
-The tables of params.md, artifacts.md and methods/ are made from the code: `python -m tests.test_docs` renews them.
+The tables of params.md, artifacts.md and methods/ are made from the code: `python -m tests.test_docs` renews them. Those of performance.md and its
+pictures are made from the benchmarks' results: `python -m benchmarks.plot` renews them.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from al_core.composition import Diversify, Quota
 from al_core.methods import methods
 from al_core.pool import SIGNALS
 from al_core.registry import COMPOSITION, Card, parameters_of, spelled
+from benchmarks import plot
 from flows.cli import app
 from tasks import artifacts
 from tasks.artifacts import Record, Table
@@ -351,10 +353,11 @@ class Made:
     page: Path
     mark: str
     make: Callable[[], str]
+    by: str = "tests.test_docs"
 
     def split(self) -> tuple[str, str, str]:
         """The page before, in and after the part."""
-        begin, end = f"<!-- {self.mark}: made by `python -m tests.test_docs` -->\n", f"<!-- end of {self.mark} -->\n"
+        begin, end = f"<!-- {self.mark}: made by `python -m {self.by}` -->\n", f"<!-- end of {self.mark} -->\n"
         before, found, rest = self.page.read_text("utf-8").partition(begin)
         part, ended, after = rest.partition(end)
         assert found and ended, f"{name_of(self.page)} lacks the line {(end if found else begin).strip()}"
@@ -368,13 +371,23 @@ MADE = [
     Made(DOCS / "methods/index.md", "methods", method_table),
     Made(DOCS / "methods/composition.md", "composition", composition_table),
     *(Made(DOCS / f"methods/{card.name}.md", "card", partial(method_card, card)) for card in OWN),
+    *(Made(plot.PAGE, name, partial(make, plot.load()), "benchmarks.plot") for name, make in plot.PARTS.items()),
 ]
 
 
 @pytest.mark.parametrize("made", MADE, ids=lambda made: f"{name_of(made.page)} {made.mark}")
 def test_tables_are_what_the_code_says(made: Made) -> None:
     _, part, _ = made.split()
-    assert part == made.make(), f"{name_of(made.page)} is out of date; renew it: python -m tests.test_docs"
+    assert part == made.make(), f"{name_of(made.page)} is out of date; renew it: python -m {made.by}"
+
+
+@pytest.mark.parametrize("name", plot.DATA)
+def test_pictures_show_what_was_measured(name: str) -> None:
+    """Each says of what numbers it was drawn; how it looks depends on matplotlib's version."""
+    data = plot.DATA[name][1](plot.load())
+    path = plot.PICTURES / f"{name}.svg"
+    drawn = path.read_text("utf-8") if path.exists() else ""
+    assert (plot.digest(data) in drawn) if data else not drawn, f"{name_of(path)} is out of date; renew it: python -m benchmarks.plot"
 
 
 def test_every_method_has_a_page_and_every_page_a_method() -> None:
@@ -435,6 +448,31 @@ def test_the_changelog_begins_with_the_version_of_the_package() -> None:
     first = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)
     assert first is not None
     assert first[1] == version
+
+
+def test_a_table_of_results_has_what_their_form_says() -> None:
+    results = {
+        "one": {
+            "size": 10,
+            "sure": {"loop_over_rondo": 20.0, "loop_over_rondo, farthest": 0.5, "all_seconds": {"rondo": [1.0]}},
+            "dim 5": {"times_faster": {"peer/code": 3.0}, "base_over_product": 1.25},
+            "family": {"over_reading": {"bald": 1.5}},
+            "growth": {"sample": {"1000 rows, 10 picks": 1.5, "200 rows, 10 picks": 0.25}},
+        },
+        "scale": {
+            "methods": {"margin": [{"rows": 10, "budget": 1, "seconds": 0.125, "peak_megabytes": 3}], "slow": [{"rows": 10, "budget": 1, "stopped": ""}]}
+        },
+    }
+    assert plot.peers(results).startswith(
+        "| benchmark | circumstances | peer | times faster |\n| --- | --- | --- | --- |\n"
+        "| one | sure | loop | 20 |\n| one | sure, farthest | loop | 0.5 |\n| one | dim 5 | peer/code | 3 |\n"
+    )
+    assert "| one | dim 5 | base over product | 1.25 |\n| one | family | bald over reading | 1.5 |\n" in plot.floors(results)
+    assert "| `margin` | 0.125 s, 3 MB |\n| `slow` | stopped |\n" in plot.growth(results)
+    assert "|  | 200 rows, 10 picks | 1000 rows, 10 picks |\n| --- | --- | --- |\n| sample | 0.25 | 1.5 |\n" in plot.own_growth(results)
+    goal = plot.Goal("fast", plot.at("one", "sure", "loop_over_rondo", size=10), 25)
+    assert goal.row(results) == ("fast", "at least 25", "20", "**not met**")
+    assert plot.Goal("fast", plot.at("one", "sure", "loop_over_rondo", size=99), 5).row(results)[-1] == "not measured"
 
 
 def renew() -> None:
