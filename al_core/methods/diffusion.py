@@ -19,6 +19,7 @@ from al_core.fingerprints import distinct
 from al_core.kmeans import kmeans
 from al_core.neighbors import Doubles, Index, neighbors
 from al_core.pool import Floats, Pool, Rows, blocks
+from al_core.progress import counted
 from al_core.registry import method
 from al_core.selection import Scores, Selection
 
@@ -305,7 +306,7 @@ def walked(parts: list[Part], known: Rows, value: Doubles, steps: int) -> torch.
     after = torch.zeros_like(met)  # they take turns: to make one anew for every step costs a third of its time
     met[absorbing] = held
     with ThreadPoolExecutor(len(parts)) as threads:
-        for _ in range(steps):
+        for _ in counted(range(steps), "steps", steps):
             list(threads.map(partial(stepped, met, after), parts))
             after[absorbing] = held
             met, after = after, met

@@ -10,6 +10,7 @@ import numpy as np
 from al_core.kmeans import kmeans
 from al_core.neighbors import Cloud, squared_distances
 from al_core.pool import Pool, Rows, blocks
+from al_core.progress import counted
 from al_core.registry import method
 from al_core.selection import Scores, Selection
 
@@ -68,7 +69,7 @@ class DropQuery:
         cloud = Cloud(pool.embeddings, pool.available)
         predicted = np.concatenate(list(predictions(pool, cloud, None, 0.0)))
         changes = np.zeros(len(cloud), dtype=np.int64)
-        for _ in range(self.passes):
+        for _ in counted(range(self.passes), "passes", self.passes):
             changes += np.concatenate(list(predictions(pool, cloud, rng, self.dropout))) != predicted
         return changes
 

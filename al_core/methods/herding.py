@@ -15,6 +15,7 @@ from al_core.fingerprints import distinct, sample
 from al_core.kmeans import approach
 from al_core.neighbors import Cloud, neighbors
 from al_core.pool import Pool, blocks
+from al_core.progress import counted
 from al_core.registry import method
 from al_core.selection import Scores, Selection
 from al_core.softmax import margin
@@ -138,7 +139,7 @@ def herd(pool: Pool, cloud: Cloud, weights: Scores, sigma: float, budget: int) -
     stands_for = len(pool.available) / len(cloud) / (len(pool.available) + len(pool.labeled))  # of all rows; those that are labelled are covered
     coverage = Coverage(cloud, weights * stands_for, np.exp(-gap / sigma**2), sigma, pool.device)
     picks, scores = np.empty(budget, dtype=np.int64), np.empty(budget)
-    for i in range(budget):
+    for i in counted(range(budget), "picks", budget):
         picks[i], scores[i] = coverage.take()
     return Selection(cloud.rows[picks], scores, {"sigma": sigma, "rows_looked_at": len(cloud)})
 

@@ -11,6 +11,7 @@ from al_core.fingerprints import sample
 from al_core.kmeans import approach, kmeans
 from al_core.neighbors import Balls, Cloud, Doubles
 from al_core.pool import Pool, Rows
+from al_core.progress import counted
 from al_core.registry import method
 from al_core.selection import Selection
 
@@ -61,7 +62,7 @@ class ProbCover:
         delta = self.delta or self.pure_radius(cloud, rng, pool.device)
         cover = Cover(cloud, Cloud(pool.embeddings, pool.labeled, self.normalize), max(delta**2, LEAST), pool.device)
         picks, scores = np.empty(budget, dtype=np.int64), np.empty(budget)
-        for i in range(budget):
+        for i in counted(range(budget), "picks", budget):
             picks[i], newly = cover.pick()
             scores[i] = newly / len(rows)
         return Selection(

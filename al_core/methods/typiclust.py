@@ -11,6 +11,7 @@ import numpy as np
 from al_core.kmeans import kmeans
 from al_core.neighbors import Index, neighbors
 from al_core.pool import Pool, Rows
+from al_core.progress import counted
 from al_core.registry import method
 from al_core.selection import Scores, Selection
 
@@ -64,7 +65,7 @@ class TypiClust:
         large = deque(Cluster(self, pool, each) for each in members[: int((~small).sum())] if len(each))
         rest = deque(Cluster(self, pool, each) for each in members[int((~small).sum()) :] if len(each))
         picks, scores = np.empty(budget, dtype=np.int64), np.empty(budget)
-        for i in range(budget):
+        for i in counted(range(budget), "picks", budget):
             turn = large or rest
             cluster = turn.popleft()
             picks[i], scores[i] = cluster.pick()
