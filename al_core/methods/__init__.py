@@ -14,6 +14,7 @@ from al_core.methods import (
     learned,
     probcover,
     random,
+    robust_coreset,
     typiclust,
     uncertainty,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "methods",
     "probcover",
     "random",
+    "robust_coreset",
     "typiclust",
     "uncertainty",
 ]
