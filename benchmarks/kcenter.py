@@ -109,11 +109,15 @@ def loop(x: Singles, budget: int, device: str, kind: torch.dtype) -> tuple[Rows,
     at = torch.from_numpy(x).to(device, kind)
     started = time.perf_counter()
     square = torch.linalg.vector_norm(at, dim=1) ** 2
-    gap = torch.full_like(square, torch.inf)
+    gap, dots = torch.full_like(square, torch.inf), torch.empty_like(square)
     picks = [0]
     for _ in range(budget):
         last = picks[-1]
-        torch.minimum(gap, torch.addmv(square + square[last], at, at[last], alpha=-2), out=gap)
+        if device == "cpu":  # where NumPy's product reads as fast as memory gives, and torch's takes twice as long
+            np.dot(at.numpy(), at[last].numpy(), out=dots.numpy())
+        else:
+            torch.mv(at, at[last], out=dots)
+        torch.minimum(gap, dots.mul_(-2).add_(square).add_(square[last]), out=gap)
         gap[last] = -1
         picks.append(int(gap.argmax()))
     return np.array(picks[1:]), time.perf_counter() - started
