@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -76,7 +76,7 @@ class Pool:
 
     Raises:
         ValueError: naming the argument: no signal with a row an image, shapes that disagree, a type that is not expected, NaN or infinity
-            (with the first row), probabilities that do not sum to 1, rows that are out of range, repeated, or both labelled and excluded.
+            (with the first row), probabilities outside 0 to 1 or that do not sum to 1, rows that are out of range, repeated, or both labelled and excluded.
     """
 
     def __init__(
@@ -100,10 +100,10 @@ class Pool:
         self._embeddings = None if embeddings is None else checked("embeddings", embeddings, ndim=2)
         self._logits = None if logits is None else checked("logits", logits, ndim=2)
         self._head = None if head is None else (checked("head weight", head[0], ndim=2), checked("head bias", head[1], ndim=1))
-        self._mc_probs = None if mc_probs is None else probabilities("mc_probs", checked("mc_probs", mc_probs, ndim=3))
+        self._mc_probs = None if mc_probs is None else checked("mc_probs", mc_probs, ndim=3, among=DISTRIBUTIONS)
         self._mc_heads = None if mc_heads is None else (checked("mc_heads weight", mc_heads[0], ndim=3), checked("mc_heads bias", mc_heads[1], ndim=2))
         self._predicted_loss = None if predicted_loss is None else checked("predicted_loss", predicted_loss, ndim=1)
-        self._discriminator = None if discriminator is None else checked("discriminator", discriminator, ndim=1)
+        self._discriminator = None if discriminator is None else checked("discriminator", discriminator, ndim=1, among=PROBABILITIES)
         self._size = self._agreed_size()
         labeled = row_numbers("labeled", labeled, self._size)
         order = np.argsort(labeled)
@@ -261,8 +261,23 @@ def blocks(array: Floats | Rows, *, width: int = 1) -> Iterator[slice]:
     return (slice(start, min(start + step, len(array))) for start in range(0, len(array), step))
 
 
-def checked(name: str, array: Floats, *, ndim: int) -> Floats:
-    """A read-only view of a signal that has the right type and number of axes, at least one row and column, and finite values alone."""
+@dataclass(frozen=True)
+class Values:
+    """Which values a signal may hold, beside finite ones."""
+
+    expected: str
+    wrong: Callable[[Floats], npt.NDArray[np.bool_]]  # of a block, (rows,) whether a row holds others
+
+
+DISTRIBUTIONS = Values(
+    "probabilities that sum to 1: softmax the logits first",
+    lambda part: (np.abs(part.sum(axis=1, dtype=np.float64) - 1) > SUM_TOLERANCE) | (part < 0).any(axis=1),
+)
+PROBABILITIES = Values("probabilities from 0 to 1: take the sigmoid of logits first", lambda part: (part < 0) | (part > 1))
+
+
+def checked(name: str, array: Floats, *, ndim: int, among: Values | None = None) -> Floats:
+    """A read-only view of a signal that has the right type and number of axes, at least one row and column, and right values alone; reads it once."""
     expected = f"expected a NumPy array or memory map with {ndim} {'axis' if ndim == 1 else 'axes'} of float16, float32 or float64"
     if type(array) not in (np.ndarray, np.memmap):
         raise ValueError(f"{name} is of type {type(array).__name__}; {expected}")
@@ -270,13 +285,17 @@ def checked(name: str, array: Floats, *, ndim: int) -> Floats:
         raise ValueError(f"{name} is {array.dtype} {array.shape}; {expected}")
     if 0 in array.shape:
         raise ValueError(f"{name} is empty: its shape is {array.shape}")
-    for number, part in enumerate(array if ndim == 3 else [array]):
-        for block in blocks(part):
-            finite = np.isfinite(part[block])
+    for number, one in enumerate(array if ndim == 3 else [array]):
+        of_pass = f" of pass {number}" if ndim == 3 else ""
+        for block in blocks(one):
+            part = np.asarray(one[block])
+            finite = np.isfinite(part)
             if not finite.all():
                 at = tuple(np.argwhere(~finite)[0])
-                where = f"row {block.start + at[0]}" + (f" of pass {number}" if ndim == 3 else "")
-                raise ValueError(f"{name} holds {part[block][at]} in {where}; every value must be finite: mend what made it")
+                raise ValueError(f"{name} holds {part[at]} in row {block.start + at[0]}{of_pass}; every value must be finite: mend what made it")
+            if among and (wrong := among.wrong(part)).any():
+                row = int(np.argmax(wrong))
+                raise ValueError(f"{name} holds {part[row]} in row {block.start + row}{of_pass}; expected {among.expected}")
     return read_only(array)
 
 
@@ -300,20 +319,6 @@ def numbered(name: str, values: Sequence[int] | Rows, expected: int, what: str) 
         raise ValueError(f"{name} holds {len(array)} numbers; expected {expected}, one for each {what}")
     if len(array) and array.min() < 0:
         raise ValueError(f"{name} holds {array.min()}; expected whole numbers from 0")
-    return array
-
-
-def probabilities(name: str, array: Floats) -> Floats:
-    """The (passes, n, classes) array, if it holds class probabilities."""
-    for number, one in enumerate(array):
-        for block in blocks(one):
-            part = one[block].astype(np.float64)
-            wrong = (np.abs(part.sum(axis=1) - 1) > SUM_TOLERANCE) | (part < 0).any(axis=1)
-            if wrong.any():
-                row = int(np.argmax(wrong))
-                raise ValueError(
-                    f"{name} holds {part[row]} in pass {number}, row {block.start + row}; expected probabilities that sum to 1: softmax the logits first"
-                )
     return array
 
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 import al_core.pool
@@ -84,6 +86,9 @@ FLOATS = "expected a NumPy array or memory map with 2 axes of float16, float32 o
 BOTH = "a labelled row is known, an excluded one is as if it were not there"
 ONE_EACH = "one for each labelled row, in the order of `labeled`"
 MC = np.full((2, 10, 4), 0.25, np.float32)
+ZERO_TO_ONE = "expected probabilities from 0 to 1: take the sigmoid of logits first"
+MINUS = MC.copy()
+MINUS[1, 3:, :] = [1.25, -0.25, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +119,11 @@ MC = np.full((2, 10, 4), 0.25, np.float32)
         ({"embeddings": X, "groups": [1, 2]}, "groups holds 2 numbers; expected 10, one for each row"),
         ({"embeddings": X, "mc_probs": MC[:, :9]}, "embeddings have 10 rows but mc_probs have 9; row i of each must be the same image"),
         ({"mc_probs": MC[0]}, "mc_probs is float32 (10, 4); expected a NumPy array or memory map with 3 axes of float16, float32 or float64"),
-        ({"mc_probs": MC * 1.5}, "mc_probs holds [0.375 0.375 0.375 0.375] in pass 0, row 0; expected probabilities that sum to 1: softmax the logits first"),
+        ({"mc_probs": MC * 1.5}, "mc_probs holds [0.375 0.375 0.375 0.375] in row 0 of pass 0; expected probabilities that sum to 1: softmax the logits first"),
+        ({"mc_probs": MINUS}, "mc_probs holds [ 1.25 -0.25  0.    0.  ] in row 3 of pass 1; expected probabilities that sum to 1: softmax the logits first"),
+        ({"discriminator": np.array([0.0, 1, 1.5, -2])}, f"discriminator holds 1.5 in row 2; {ZERO_TO_ONE}"),
+        ({"discriminator": np.array([0.5, -0.25])}, f"discriminator holds -0.25 in row 1; {ZERO_TO_ONE}"),
+        ({"discriminator": np.array([np.nan, 2])}, "discriminator holds nan in row 0; every value must be finite: mend what made it"),
         ({"predicted_loss": np.array([0.0, np.inf])}, "predicted_loss holds inf in row 1; every value must be finite: mend what made it"),
     ],
 )  # fmt: skip
@@ -122,6 +131,19 @@ def test_what_cannot_be_a_pool_is_refused(arguments: dict[str, Any], message: st
     with pytest.raises(ValueError) as error:
         Pool(**arguments)
     assert str(error.value) == message
+
+
+def test_every_signal_is_read_once_to_be_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    def counted(array: npt.NDArray[Any]) -> Iterator[slice]:
+        for block in blocks(array):
+            read.append(block.stop - block.start)
+            yield block
+
+    monkeypatch.setattr(al_core.pool, "blocks", counted)
+    Pool(mc_probs=MC)
+    assert sum(read) == MC.shape[0] * MC.shape[1]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -252,7 +252,9 @@ def large(name: str, rows: int, rng: np.random.Generator) -> npt.NDArray[np.floa
     """A signal of so many rows that a copy would be seen."""
     if name == "mc_probs":
         return rng.dirichlet(np.ones(64), size=(4, rows)).astype(np.float32)
-    return rng.normal(size=rows if name in ("predicted_loss", "discriminator") else (rows, 256)).astype(np.float32)
+    if name == "discriminator":
+        return rng.uniform(size=rows).astype(np.float32)
+    return rng.normal(size=rows if name == "predicted_loss" else (rows, 256)).astype(np.float32)
 
 
 @each
