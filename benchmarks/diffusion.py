@@ -1,15 +1,15 @@
 """A graph of neighbours, and labels that diffuse over it: the exact blocked search beside faiss, the solve beside SciPy's sparse product.
 
     python -m benchmarks.diffusion [--rows 50000] [--dim 512] [--neighbors 50] [--repeats 1] [--device cpu] [--growth-rows 10000 20000 50000]
-    [--solve-rows 1000000] [--solve-dim 32] [--solve-index ivf] [--classes 10] [--steps 30] [--labeled 1000] [--solve-repeats 3]
+    [--solve-rows 1000000] [--solve-dim 16] [--solve-index ivf] [--classes 10] [--steps 30] [--labeled 1000] [--solve-repeats 3]
 
 Neighbours: of each row, by ours (exact, and over faiss's ivf and hnsw) and by faiss alone (exact, ivf and hnsw with the same settings), float32, in turn.
 Recall is the share of the true nearest that is found; true are those of our exact search, which decides in float64.
 
 Solve: F <- A F so many times for so many classes, labels kept. Ours also computes the chance to meet any label and the certainty of each row; SciPy's loop
-is the product and the labels alone, over one matrix in compressed sparse rows. Both in float64 over one graph, first with rows as they come, in no order,
-then laid out by clusters; the time that takes is given. Where faiss or SciPy is not there, it is skipped with a word; without faiss, say
-`--solve-index exact` and fewer rows. Memory is what the process holds beyond files (Linux alone), above what it held before.
+is the product and the labels alone, over one matrix in compressed sparse rows. Both in float32 over one graph, first with rows as they come, in no order,
+then laid out so that neighbours lie near each other; the time that takes is given. Where faiss or SciPy is not there, it is skipped with a word; without
+faiss, say `--solve-index exact` and fewer rows. Memory is what the process holds beyond files (Linux alone), above what it held before.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--growth-rows", type=int, nargs="*", default=[10_000, 20_000, 50_000])
     parser.add_argument("--solve-rows", type=int, default=1_000_000, help="0: no solve")
-    parser.add_argument("--solve-dim", type=int, default=32)
+    parser.add_argument("--solve-dim", type=int, default=16)
     parser.add_argument("--solve-index", choices=["exact", "ivf", "hnsw"], default="ivf")
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--steps", type=int, default=30)
@@ -132,10 +132,10 @@ def growth(arguments: argparse.Namespace) -> list[dict[str, float]]:
 def solves(x: Singles, arguments: argparse.Namespace) -> dict[str, Any]:
     """Seconds to make the graph, and of the solve over both layouts."""
     rows = np.arange(len(x))
-    clock, figures = Clock(), dict[str, Any]()
+    clock, figures = Clock(), {}  # type: tuple[Clock, dict[str, Any]]
     found, square = neighbors(x, rows, min(arguments.neighbors, len(x) - 1), device=arguments.device, index=arguments.solve_index)
     figures["seconds_of_neighbors"] = clock.lap()
-    place = diffusion.layout(x, rows, unit=False, device=arguments.device)
+    place = diffusion.layout(found)
     figures["seconds_of_layout"] = clock.lap()
     rng = np.random.default_rng(1)
     known, labels = rng.permutation(len(x))[: arguments.labeled], rng.integers(arguments.classes, size=arguments.labeled)
@@ -179,10 +179,10 @@ def solved(graph: diffusion.Graph, known: Rows, labels: Rows, arguments: argpars
     return figures, reach
 
 
-def looped(matrix: Any, known: Rows, labels: Rows, classes: int, steps: int) -> Doubles:
+def looped(matrix: Any, known: Rows, labels: Rows, classes: int, steps: int) -> Singles:
     """(n, classes) F, as one writes it down."""
-    onehot = np.eye(classes)[labels]
-    f = np.zeros((matrix.shape[0], classes))
+    onehot = np.eye(classes, dtype=np.float32)[labels]
+    f = np.zeros((matrix.shape[0], classes), np.float32)
     f[known] = onehot
     for _ in range(steps):
         f = matrix @ f

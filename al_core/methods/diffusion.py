@@ -5,18 +5,13 @@ A reconstruction after Kushnir & Venturi 2020, whose body could not be read: the
 
 from __future__ import annotations
 
-import warnings
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from al_core.fingerprints import distinct
-from al_core.kmeans import kmeans
 from al_core.neighbors import Doubles, Index, neighbors
 from al_core.pool import Floats, Pool, Rows, blocks
 from al_core.progress import counted
@@ -26,13 +21,13 @@ from al_core.selection import Scores, Selection
 if TYPE_CHECKING:
     import torch
 
-    Part = tuple[slice, torch.Tensor, torch.Tensor]
+    Edges = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # a graph's listed, chance, start, other, back_chance
 
 UNREACHED = 1e-8  # share of a walker's chance to meet a label at or below which a row counts as reached by none
 CLASSES = 32  # columns diffused at a time: classes, and before them all classes together
 FLOOR = 1e-12  # of the median scale: the least scale of a node, where neighbours nearly coincide
-SCATTERED = 2**17  # nodes from which on they are laid out by clusters
-CLUSTER = 1000  # nodes of such a cluster
+SCATTERED = 2**17  # nodes from which on it pays to lay neighbours side by side
+LINE = 16  # float32 values in a line of a cache, of which a node gets whole ones
 
 
 @method(
@@ -41,7 +36,7 @@ CLUSTER = 1000  # nodes of such a cluster
     needs=("embeddings", "labels"),
     direction="least certainty of a class, 0 to 1: 0 where no label reaches, else as `score` says; lowest first",
     complexity="O(n^2 d) for an exact graph: 1M x 512 takes hours of 2 cores, so say index: hnsw or ivf there; then O(steps n neighbors classes)",
-    memory="O(n (neighbors + 32 classes)): 1 GB for 1M rows with 15 neighbours, 3.5 GB with 50; with faiss 4 bytes a coordinate beside",
+    memory="O(n (neighbors + 32 classes)): about 1 GB for 1M rows with 15 neighbours, 2 GB with 50; with faiss 4 bytes a coordinate beside",
     source="diffusion-AL (reconstructed), after Kushnir & Venturi 2020; self-tuned weights after Zelnik-Manor & Perona 2004",
     when="with few labels and an embedding whose clusters follow the classes; published figures could not be read, so compare it first",
 )
@@ -105,11 +100,11 @@ class Diffusion:
         """The graph of distinct rows, and (rows,) the node of each."""
         k = min(self.neighbors, len(rows) - 1)
         if not k:
-            return Graph(np.empty((1, 0), dtype=np.int32), np.empty((1, 0))), np.zeros(1, dtype=np.int64)
+            return Graph(np.zeros((1, 1), dtype=np.int32), np.ones((1, 1))), np.zeros(1, dtype=np.int64)  # a lone node is its own neighbour
         found, square = neighbors(x, rows, k, unit=self.normalize, device=device, index=self.index)
         place = np.arange(len(rows))
         if len(rows) >= SCATTERED:
-            place = layout(x, rows, unit=self.normalize, device=device)
+            place = layout(found)
             order = np.argsort(place)
             found, square = place[found[order]], square[order]
         weigh(found, square, min(self.scale_neighbor, k))
@@ -118,11 +113,22 @@ class Diffusion:
         return Graph(listed, square), place
 
 
-def layout(x: Floats, rows: Rows, *, unit: bool, device: str) -> Rows:
-    """(rows,) places in memory, near each other for rows of a cluster: where caches do not hold all nodes, a step takes a fifth of the time."""
-    cells = kmeans(x, rows, len(rows) // CLUSTER, np.random.default_rng(0), unit=unit, device=device, iterations=5)
-    place = np.empty(len(rows), dtype=np.int64)
-    place[np.argsort(cells.assignment, kind="stable")] = np.arange(len(rows))
+def layout(found: Rows) -> Rows:
+    """(n,) places in memory, near each other for neighbours: each node's lie side by side where no node before it lists them (breadth first).
+
+    Args:
+        found: (n, k) the neighbours of each node.
+    """
+    place = np.full(len(found), -1, dtype=np.int64)
+    placed = 0
+    for first in range(len(found)):
+        front = np.array([first] if place[first] < 0 else [], dtype=np.int64)
+        while len(front):
+            place[front] = np.arange(placed, placed + len(front))
+            placed += len(front)
+            near = found[front].ravel()
+            near, seen = np.unique(near[place[near] < 0], return_index=True)
+            front = near[np.argsort(seen)]
     return place
 
 
@@ -154,26 +160,27 @@ class Graph:
     """Weighted undirected edges: those that a node lists, as many for each, and at the far end those that are listed at one end alone.
 
     Args:
-        listed: (n, k) distinct others of each node, or the node itself, with weight 0, where it has fewer.
-        weight: (n, k) above or equal to 0, alike for both where two list each other; becomes `chance`, in place.
+        listed: (n, k) distinct others of each node, or the node itself where it has fewer: with weight 0, or 1 if it has none.
+        weight: (n, k) above or equal to 0, alike for both where two list each other; changed.
 
     Attributes:
-        chance: (n, k) of a walker at the node to take each edge next.
+        chance: (n, k) float32, of a walker at the node to take each edge next.
         start: (n + 1,) where each node's edges begin in the next two.
         other: (one-sided edges,) int32 nodes that list the node and that it does not list.
-        back_chance: (one-sided edges,) of a walker to go to them.
+        back_chance: (one-sided edges,) float32, of a walker to go to them.
         degree: (n,) sum of the weights of a node's edges.
     """
 
     def __init__(self, listed: npt.NDArray[np.int32], weight: Doubles) -> None:
-        self.listed, self.chance = listed, weight
-        self.start, self.other, self.back_chance = backward(listed, weight)
+        self.listed = listed
+        self.start, self.other, back = backward(listed, weight)
         self.degree: Doubles = weight.sum(axis=1)
         for part in blocks(weight):
             edges, some, begin = self.backward(part)
-            self.degree[some] += np.add.reduceat(self.back_chance[edges], begin) if len(some) else 0.0
-            self.chance[part] /= self.degree[part, None]
-            self.back_chance[edges] /= np.repeat(self.degree[part], np.diff(self.start[part.start : part.stop + 1]))
+            self.degree[some] += np.add.reduceat(back[edges], begin) if len(some) else 0.0
+            weight[part] /= self.degree[part, None]
+            back[edges] /= np.repeat(self.degree[part], np.diff(self.start[part.start : part.stop + 1]))
+        self.chance, self.back_chance = weight.astype(np.float32), back.astype(np.float32)
 
     def __len__(self) -> int:
         return len(self.listed)
@@ -190,22 +197,14 @@ class Graph:
         others: npt.NDArray[np.int32] = near[near != node]
         return others
 
-    def steps(self, device: str) -> list[Part]:
-        """What takes a walker one step, in parts that threads work on: torch runs a sparse product on one thread of the CPU."""
+    def edges(self, device: str) -> Edges:
+        """What a step needs, on the device."""
         import torch
 
-        threads = torch.get_num_threads() if torch.device(device).type == "cpu" else 1
-        bounds = np.unique(np.linspace(0, len(self), threads + 1).astype(np.int64)).tolist()
-        return [self.step(slice(begin, end), device) for begin, end in pairwise(bounds)]
-
-    def step(self, part: slice, device: str) -> Part:
-        """Some nodes, and two sparse (part, n) matrices whose sum is theirs of A: rows of it add up to 1; a lone node's to 0."""
-        listed, chance = self.listed[part], self.chance[part]
-        edges, _, _ = self.backward(part)
-        start = self.start[part.start : part.stop + 1]
-        size = (len(listed), len(self))
-        there = sparse(np.arange(len(listed) + 1) * listed.shape[1], listed.ravel(), chance.ravel(), size, device)
-        return part, there, sparse(start - start[0], self.other[edges], self.back_chance[edges], size, device)
+        number = np.int32 if self.listed.size < 2**31 else np.int64
+        whole = (array.astype(number, copy=False) for array in (self.listed, self.other, self.start))
+        listed, other, start = (torch.from_numpy(array).to(device) for array in whole)
+        return listed, torch.from_numpy(self.chance).to(device), start, other, torch.from_numpy(self.back_chance).to(device)
 
     def components(self) -> npt.NDArray[np.int32]:
         """(n,) the lowest node of each node's connected component."""
@@ -227,13 +226,13 @@ def backward(listed: npt.NDArray[np.int32], weight: Doubles) -> tuple[Rows, npt.
     """Edges that are listed at one end alone, seen from the other: where those of each node begin, the nodes at the far end, and weights."""
     n, k = listed.shape
     one_sided, number = np.empty((n, k), dtype=bool), np.zeros(n, dtype=np.int32)
-    for part in blocks(weight, width=max(1, k * k)):
+    for part in blocks(weight, width=k * k):
         one_sided[part] = not_listed_back(listed, part)
         np.add.at(number, listed[part][one_sided[part]], 1)
     start = np.concatenate([[0], np.cumsum(number)])
     other, back_weight = np.empty(start[-1], dtype=np.int32), np.empty(start[-1])
     free = start[:-1].copy()
-    for part in blocks(weight, width=max(1, 64 * k)):
+    for part in blocks(weight, width=64 * k):
         at, column = np.nonzero(one_sided[part])
         target = listed[part][at, column]
         order = np.argsort(target, kind="stable")
@@ -249,17 +248,6 @@ def not_listed_back(listed: npt.NDArray[np.int32], part: slice) -> npt.NDArray[n
     back = listed[listed[part]] == np.arange(part.start, part.stop, dtype=np.int32)[:, None, None]  # (part, k, k)
     one_sided: npt.NDArray[np.bool_] = ~back.any(axis=2)
     return one_sided
-
-
-def sparse(start: Rows, column: npt.NDArray[np.int32], value: Doubles, size: tuple[int, int], device: str) -> torch.Tensor:
-    """A matrix in compressed sparse rows."""
-    import torch
-
-    number = np.int32 if start[-1] < 2**31 else np.int64  # of half the size: twice as fast
-    begin, at = torch.from_numpy(start.astype(number)), torch.from_numpy(column.astype(number, copy=False))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(begin, at, torch.from_numpy(value), size=size, device=device, check_invariants=False)
 
 
 def diffused(graph: Graph, known: Rows, labels: Rows, steps: int, score: str, device: str) -> tuple[Doubles, Scores]:
@@ -278,48 +266,57 @@ def diffused(graph: Graph, known: Rows, labels: Rows, steps: int, score: str, de
     """
     import torch
 
-    step = graph.steps(device)
+    edges = graph.edges(device)
     holds = np.column_stack([np.ones(len(labels), dtype=bool), labels[:, None] == np.unique(labels)])  # the first column: any class
-    reach = torch.zeros(len(graph), dtype=torch.float64, device=device)
+    reach = torch.zeros(len(graph), device=device)
     top, second, least = torch.zeros_like(reach), torch.zeros_like(reach), torch.full_like(reach, torch.inf)
     for start in range(0, holds.shape[1] if len(labels) else 0, CLASSES):
-        chance = walked(step, known, holds[:, start : start + CLASSES].astype(np.float64), steps)  # (n, classes)
+        chance = walked(edges, known, holds[:, start : start + CLASSES].astype(np.float64), steps)  # (n, classes)
         if start == 0:
             reach, chance = chance[:, 0].clone(), chance[:, 1:]
         best = torch.topk(torch.column_stack([chance, top, second]), 2, dim=1).values
         top, second = best[:, 0], best[:, 1]
         least = torch.minimum(least, (2 * chance - reach[:, None]).abs().amin(dim=1))
     certainty = top - second if score == "margin" else least.nan_to_num(posinf=0.0)
-    return reach.cpu().numpy(), certainty.cpu().numpy()
+    return reach.double().cpu().numpy(), certainty.double().cpu().numpy()
 
 
-def walked(parts: list[Part], known: Rows, value: Doubles, steps: int) -> torch.Tensor:
-    """(n, columns) expected value that a walker meets within so many steps, 0 where it meets no known node; of a node known several times, the mean."""
+def walked(edges: Edges, known: Rows, value: Doubles, steps: int) -> torch.Tensor:
+    """Expected value that a walker meets within so many steps, 0 where it meets no known node; of a node known several times, the mean.
+
+    In float32: a sum over neighbours waits for memory, and rounding of some 1e-6 of a chance decides nothing that matters.
+
+    Args:
+        edges: of a graph.
+        known: (labelled,) nodes where a walker stops.
+        value: (labelled, columns) of them.
+        steps: at most.
+
+    Returns:
+        (n, columns).
+    """
     import torch
 
-    like = parts[0][1]
+    listed, chance = edges[:2]
     nodes, which, times = np.unique(known, return_inverse=True, return_counts=True)
-    fixed = np.zeros((len(nodes), value.shape[1]))
-    np.add.at(fixed, which, value)
-    absorbing, held = torch.from_numpy(nodes).to(like.device), torch.from_numpy(fixed / times[:, None]).to(like.device)
-    met = torch.zeros((like.shape[1], value.shape[1]), dtype=torch.float64, device=like.device)
-    after = torch.zeros_like(met)  # they take turns: to make one anew for every step costs a third of its time
+    fixed = np.zeros((len(nodes), -(-value.shape[1] // LINE) * LINE))
+    np.add.at(fixed[:, : value.shape[1]], which, value)
+    absorbing, held = torch.from_numpy(nodes).to(listed.device), torch.from_numpy(fixed / times[:, None]).to(chance)
+    met = torch.zeros((len(listed), fixed.shape[1]), device=listed.device)
     met[absorbing] = held
-    with ThreadPoolExecutor(len(parts)) as threads:
-        for _ in counted(range(steps), "steps", steps):
-            list(threads.map(partial(stepped, met, after), parts))
-            after[absorbing] = held
-            met, after = after, met
-    return met
+    for _ in counted(range(steps), "steps", steps):
+        met = stepped(edges, met)
+        met[absorbing] = held
+    return met[:, : value.shape[1]]
 
 
-def stepped(met: torch.Tensor, after: torch.Tensor, part: Part) -> None:
-    """Take the nodes of a part one step on."""
-    import torch
+def stepped(edges: Edges, met: torch.Tensor) -> torch.Tensor:
+    """(n, columns) A times what stands at each node: of its neighbours, the mean by the chance to go there."""
+    from torch.nn.functional import embedding_bag
 
-    at, listed, back = part
-    torch.addmm(after[at], listed, met, beta=0, out=after[at])
-    torch.addmm(after[at], back, met, out=after[at])
+    listed, chance, start, other, back_chance = edges
+    there = embedding_bag(listed, met, per_sample_weights=chance, mode="sum")
+    return there.add_(embedding_bag(other, met, start, per_sample_weights=back_chance, mode="sum", include_last_offset=True))
 
 
 def spread(graph: Graph, at: Rows, order: Rows, budget: int) -> Rows:

@@ -1,4 +1,4 @@
-"""Diffusion against its definition: a dense graph and matrix, built and applied entry by entry in float64."""
+"""Diffusion against its definition: a dense graph and matrix, built and applied entry by entry in float64; the method's own walk is in float32."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from al_core import Pool, Selection, select
 
@@ -91,7 +92,7 @@ def test_against_the_definition(num_classes: int, neighbors: int, scale_neighbor
     rows = picks_of(f, expected, weight, [i for i in range(90) if i not in known], 40)
     assert selection.rows.tolist() == kept[rows].tolist()
     wanted = np.where(f[rows].sum(axis=1) <= 1e-8, 0, expected[rows])
-    np.testing.assert_allclose(selection.scores, wanted, atol=1e-12)
+    np.testing.assert_allclose(selection.scores, wanted, atol=1e-5)
     share = (f.sum(axis=1) <= 1e-8)[np.setdiff1d(np.arange(90), known)].mean()
     assert selection.info["unreached"] == pytest.approx(share)
     assert selection.info["phase"] == ("exploration" if share else "refinement")
@@ -106,16 +107,16 @@ def test_a_chain_by_hand() -> None:
     assert selection.info == {"phase": "exploration", "unreached": 1 / 3, "unreached_picks": 1, "components": 1, "components_without_labels": 0}
     many = diffusion(x, 3, [0, 4], [0, 1], neighbors=1, scale_neighbor=1, steps=500)
     assert many.rows.tolist() == [2, 1, 3] and many.info["phase"] == "refinement"
-    np.testing.assert_allclose(many.scores, [0, 0.5, 0.5], atol=1e-12)  # the harmonic solution: F_0 is 3/4, 1/2, 1/4
+    np.testing.assert_allclose(many.scores, [0, 0.5, 0.5], atol=1e-5)  # the harmonic solution: F_0 is 3/4, 1/2, 1/4
 
 
 @pytest.mark.parametrize("neighbors", [1, 4, 30])
 def test_rows_of_the_step_sum_to_one(neighbors: int) -> None:
     x = np.random.default_rng(0).normal(size=(60, 3))
     graph, place = module.Diffusion(neighbors=neighbors, scale_neighbor=1).graph(x, np.arange(60), "cpu")
-    dense = np.vstack([listed.to_dense() + back.to_dense() for _, listed, back in graph.steps("cpu")])[np.ix_(place, place)]
-    np.testing.assert_allclose(dense.sum(axis=1), 1, rtol=1e-12)
-    np.testing.assert_allclose(dense, transition(x, neighbors, 1)[0], rtol=1e-12)
+    dense = module.stepped(graph.edges("cpu"), torch.eye(60)).numpy()[np.ix_(place, place)]
+    np.testing.assert_allclose(dense.sum(axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(dense, transition(x, neighbors, 1)[0], rtol=1e-6)
     np.testing.assert_allclose(graph.degree[place], transition(x, neighbors, 1)[1].sum(axis=1), rtol=1e-12)
 
 
@@ -124,13 +125,13 @@ def test_labels_absorb_and_signals_are_bounded() -> None:
     graph, _ = module.Diffusion(neighbors=5, scale_neighbor=3).graph(x, np.arange(80), "cpu")
     known, labels = np.arange(0, 80, 9), np.arange(9) % 3
     for steps in (1, 7, 300):
-        f = module.walked(graph.steps("cpu"), known, (labels[:, None] == [0, 1, 2]).astype(np.float64), steps).numpy()
+        f = module.walked(graph.edges("cpu"), known, (labels[:, None] == [0, 1, 2]).astype(np.float64), steps).numpy()
         np.testing.assert_array_equal(f[known], labels[:, None] == [0, 1, 2])
-        assert (f >= 0).all() and (f.sum(axis=1) <= 1 + 1e-12).all()
+        assert (f >= 0).all() and (f.sum(axis=1) <= 1 + 1e-5).all()
         chi = 2 * f - f.sum(axis=1, keepdims=True)
-        assert (np.abs(chi) <= 1 + 1e-12).all()
+        assert (np.abs(chi) <= 1 + 1e-5).all()
         reach, _ = module.diffused(graph, known, labels, steps, "margin", "cpu")
-        np.testing.assert_allclose(reach, f.sum(axis=1), rtol=1e-12)
+        np.testing.assert_allclose(reach, f.sum(axis=1), rtol=1e-5)
 
 
 def test_a_component_without_labels_stays_exactly_0() -> None:
@@ -196,7 +197,7 @@ def test_coincident_rows_are_one_node() -> None:
     assert selection.rows.tolist() == [3, 5, 4, 1, 2, 6]  # 3 keeps 0, 1, 2 and 4 out, not 5; then 4 keeps 6 and the rest out, but not 1
     np.testing.assert_allclose(selection.scores, [1 / 3, 1, 1 / 3, 1, 1, 1])
     mixed = diffusion(x, 6, [0, 1], [0, 1], neighbors=1, scale_neighbor=1, steps=500)
-    np.testing.assert_allclose(mixed.scores, 0, atol=1e-12)  # label 0 and 1 in one place: half of each, everywhere
+    np.testing.assert_allclose(mixed.scores, 0, atol=1e-5)  # label 0 and 1 in one place: half of each, everywhere
 
 
 def test_directions() -> None:
@@ -206,7 +207,7 @@ def test_directions() -> None:
     one = diffusion(x, 20, [3, 4], [0, 1], normalize=True, neighbors=6, scale_neighbor=3)
     other = diffusion(unit, 20, [3, 4], [0, 1], neighbors=6, scale_neighbor=3)
     np.testing.assert_array_equal(one.rows, other.rows)
-    np.testing.assert_allclose(one.scores, other.scores, atol=1e-9)
+    np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
 
 
 def test_weights_that_vanish() -> None:
@@ -234,12 +235,11 @@ def test_layout_and_class_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch)
     labeled, labels = list(range(0, 400, 10)), list(range(40))
     expected = [diffusion(x, 60, labeled, labels, score=score) for score in ("margin", "one-vs-rest")]
     monkeypatch.setattr(module, "SCATTERED", 10)
-    monkeypatch.setattr(module, "CLUSTER", 20)
     monkeypatch.setattr(module, "CLASSES", 7)
     for before, score in zip(expected, ("margin", "one-vs-rest"), strict=True):
         after = diffusion(x, 60, labeled, labels, score=score)
         np.testing.assert_array_equal(after.rows, before.rows)
-        np.testing.assert_allclose(after.scores, before.scores, atol=1e-12)
+        np.testing.assert_allclose(after.scores, before.scores, atol=1e-5)
         assert after.info == before.info
 
 
