@@ -1,6 +1,6 @@
 """BALD and its family over a memory map of passes: beside reading the map, beside the formula over whole arrays, and beside baal; BatchBALD beside redux.
 
-    python -m benchmarks.bald [--passes 20] [--rows 20000] [--classes 1000] [--budget 1000] [--device cpu] [--repeats 3] [--peers DIR]
+    python -m benchmarks.bald [--passes 20] [--rows 20000] [--classes 1000] [--dim 512] [--budget 1000] [--device cpu] [--repeats 3] [--peers DIR]
     [--growth-rows 2000 6000 20000] [--growth-passes 5 10 20] [--growth-classes 10 100 1000] [--batch 10] [--batch-rows 1000] [--batch-passes 100]
     [--batch-classes 10] [--growth-batches 5 10 20 40] [--growth-candidates 100 300 1000]
 
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=20)
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--dim", type=int, default=512, help="of the embeddings that draws of the head are applied to")
     parser.add_argument("--budget", type=int, default=1000)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
@@ -67,6 +68,7 @@ def main() -> None:
             "threads": torch.get_num_threads(),
             "megabytes_of_map": round(probs.nbytes / 1e6),
             "family": over_the_map(probs, min(asked.budget, asked.rows), asked.device, asked.repeats),
+            "drawn heads": over_heads(asked),
             "growth": growth(probs, asked),
             "batchbald": batches(asked),
         }
@@ -129,6 +131,35 @@ def over_the_map(probs: Array, budget: int, device: str, repeats: int) -> dict[s
         "peak_megabytes": {name: megabytes(each) for name, each in work.items()},
         "shared_picks_of_float32": {name: int(np.isin(rows, picks["bald"]).sum()) for name, rows in picks.items()},
         "same_picks_as_in_float64": same_in_float64(by_row, device, min(budget, 500)),
+    }
+
+
+def over_heads(asked: argparse.Namespace) -> dict[str, Any]:
+    """Passes that draws of the head make of embeddings: beside their matrix products alone, in float32, a block of 500 rows at a time."""
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((asked.rows, asked.dim), np.float32)
+    weight = rng.standard_normal((asked.classes, asked.dim), np.float32) * 3 / asked.dim**0.5
+    drawn = (weight * (rng.random((asked.passes, 1, asked.dim)) < 0.5)).astype(np.float32) * 2
+    bias = np.zeros(drawn.shape[:2], np.float32)
+    pool = Pool(embeddings=x, mc_heads=(drawn, bias), device=asked.device)
+    on_device, to_add = torch.from_numpy(drawn).to(asked.device), torch.from_numpy(bias).to(asked.device)
+
+    def products() -> None:
+        for start in range(0, len(x), 500):
+            block = torch.from_numpy(x[start : start + 500]).to(asked.device)
+            for one, more in zip(on_device, to_add, strict=True):
+                torch.addmm(more, block, one.T)
+        if asked.device != "cpu":
+            torch.cuda.synchronize()
+
+    budget = min(asked.budget, asked.rows)
+    work: dict[str, Work] = {"products": products, **{name: functools.partial(picked, name, pool, budget) for name in FAMILY}}
+    seconds = in_turn(work, asked.repeats)
+    median = {name: statistics.median(each) for name, each in seconds.items()}
+    return {
+        "dim": asked.dim,
+        "all_seconds": {name: [round(each, 3) for each in values] for name, values in seconds.items()},
+        "over_products": {name: round(median[name] / median["products"], 2) for name in FAMILY},
     }
 
 

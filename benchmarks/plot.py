@@ -82,6 +82,7 @@ def most_memory(results: Results) -> float:
 IMAGENET = {"rows": 1_280_000, "classes": 1000, "budget": 10_000}
 BADGE = {"rows": 100_000, "classes": 1000, "dim": 512, "budget": 1000}
 SOLVE = {"solve_rows": 1_000_000, "neighbors": 50, "classes": 10, "steps": 30}
+DRAWN = {"passes": 20, "classes": 1000, "dim": 512}
 LAID = ("solve", "laid out")
 KCENTER = {"rows": 100_000, "dim": 2048, "budget": 1000}
 GOALS = [
@@ -102,6 +103,11 @@ GOALS = [
     Goal("`base`, 1.28M x 512: times the bare logits product", at("base", "dim 512", "base_over_product", **IMAGENET), most=1.5),
     Goal("`mase`, 2048 dimensions: times its authors' code", at("base", "dim 2048", "times_faster", "zeyademam/active_learning", **IMAGENET), 500),
     Goal("`mase`, 512 dimensions: times its authors' code", at("base", "dim 512", "times_faster", "zeyademam/active_learning", **IMAGENET), 100),
+    Goal(
+        "`bald` from draws of the head, 512 x 1000, 20 passes: times their products alone",
+        at("bald", "drawn heads", "over_products", "bald", **DRAWN),
+        most=1.3,
+    ),
     Goal(
         "`diffusion`, solve over 1M rows, 50 neighbours, 10 classes, 30 steps: seconds",
         at("diffusion", "solve", "laid out", "all_seconds", "rondo", **SOLVE),
