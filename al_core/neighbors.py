@@ -233,7 +233,7 @@ class Held:
         import torch
 
         self.frame = cloud.frame
-        self.points = torch.empty((len(cloud), cloud.dim), dtype=torch.from_numpy(cloud.x[:0]).dtype, device=device)
+        self.points = torch.empty((len(cloud), cloud.dim), dtype=torch.from_numpy(np.empty(0, cloud.x.dtype)).dtype, device=device)
         self.length = torch.ones(len(cloud), dtype=torch.float64, device=device)
         for part in blocks(cloud.rows, width=cloud.dim):
             rows = cloud.x[cloud.rows[part]]
