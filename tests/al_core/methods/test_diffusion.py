@@ -252,6 +252,19 @@ def test_approximate_graphs(index: str) -> None:
     assert len(np.intersect1d(selection.rows, exact.rows)) > 15
 
 
+GPU = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")])
+
+
+@pytest.mark.parametrize("device", ["cpu:0", GPU])  # the graph's other search, on the CPU too
+def test_another_device_picks_the_same(device: str) -> None:
+    x = np.random.default_rng(6).normal(size=(600, 5)).astype(np.float32)
+    signals = {"embeddings": x, "labeled": range(40), "labels": np.arange(40) % 3}
+    there, here = (select("diffusion", Pool(**signals, device=each), budget=50, seed=0) for each in (device, "cpu"))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(there.rows, here.rows)
+    np.testing.assert_allclose(there.scores, here.scores, atol=1e-6)
+    assert there.info == here.info
+
+
 def test_parameters_that_make_no_sense() -> None:
     x = np.zeros((5, 1))
     for params, message in (
