@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -178,24 +177,29 @@ def product(mine: Bounded, others: Bounded) -> Tensor:
     """(n, m) float32: low_w - 2 v.w, which is a lower bound on their squared distance less what is of v alone."""
     import torch
 
-    with full_precision():
-        lean = torch.addmm(torch.from_numpy(others.low.astype(np.float32)).to(mine.v.device), mine.v[:, :STRIP], others.v[:, :STRIP].T, alpha=-2)
-        for start in range(STRIP, mine.v.shape[1], STRIP):
-            lean.addmm_(mine.v[:, start : start + STRIP], others.v[:, start : start + STRIP].T, alpha=-2)
-    return lean
+    return plus_product(torch.from_numpy(others.low.astype(np.float32)).to(mine.v.device), mine.v, others.v.T, -2)
 
 
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Float32 products in float32, whatever torch has been told."""
+def plus_product(start: Tensor, a: Tensor, b: Tensor, factor: float) -> Tensor:
+    """Start + factor a b, a strip of columns of a after the other, or in float64 where torch would take fewer bits than float32 has."""
     import torch
 
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    if not float32_is_kept():
+        return torch.addmm(start.double(), a.double(), b.double(), alpha=factor).float()
+    total = torch.addmm(start, a[:, :STRIP], b[:STRIP], alpha=factor)
+    for at in range(STRIP, a.shape[1], STRIP):
+        total.addmm_(a[:, at : at + STRIP], b[at : at + STRIP], alpha=factor)
+    return total
+
+
+def float32_is_kept() -> bool:
+    """Whether torch multiplies float32 matrices as float32, and not with fewer bits, which it can be told to."""
+    import torch
+
     try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # it was told so for some devices alone
+        return False
 
 
 def sums(x: Tensor) -> Doubles:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from al_core.bounds import LANE, REACH, ROUNDING, STRIP, Bounded, Centers, Doubles, full_precision, product, sums
+from al_core.bounds import LANE, REACH, ROUNDING, STRIP, Bounded, Centers, Doubles, plus_product, product, sums
 from al_core.points import Points
 from al_core.pool import Rows, blocks
 
@@ -53,10 +53,7 @@ class Sketching:
         import torch
 
         v, square = self.points.vectors(rows)
-        along = torch.zeros(len(rows), self.basis.shape[1], device=v.device)
-        with full_precision():
-            for start in range(0, self.points.dim, STRIP):
-                along.addmm_(v[:, start : start + STRIP], self.basis[start : start + STRIP])
+        along = plus_product(torch.zeros(self.basis.shape[1], device=v.device), v, self.basis, 1)
         inside, length, blur = sums(along * along), np.sqrt(square), self.points.blur(square)
         gamma = 1.05 * (min(STRIP, self.points.dim) + self.points.dim / STRIP + 8) * ROUNDING
         error = (gamma * np.sqrt(self.basis.shape[1]) + self.skew) * length + blur

@@ -115,11 +115,15 @@ def test_bounds_are_close_where_float32_is() -> None:
     assert (lower[off] >= 0.99 * exact[off]).all()
 
 
-def test_precision_stays_what_it_was() -> None:
+@pytest.mark.parametrize("kind", ["gaussian", "all of one sign"])
+def test_bounds_hold_where_torch_is_told_to_multiply_with_fewer_bits(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sketches, "SKETCH", 5)
+    made, x = points(kind, 300, np.float32, unit=False)
+    exact = squares(x) * made.unit
     torch.set_float32_matmul_precision("medium")
     try:
-        made = Points.of(RNG.normal(size=(4, 3)).astype(np.float32), unit=False)
-        product(made.bounded(np.arange(4)), made.bounded(np.arange(4)))
+        for mine in (made.bounded(np.arange(40)), Sketching.of(made)(np.arange(40))):
+            assert (mine.lower(product(mine, mine).numpy()) <= exact).all()
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
