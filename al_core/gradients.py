@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from al_core.bounds import float32_is_kept
 from al_core.pool import Floats, Pool, Rows, blocks
 from al_core.progress import counted
 
@@ -198,16 +199,6 @@ class Picked:
         limit = torch.from_numpy(reach).to(low).minimum(lowest + 2 * error * (square + to_square[nearest]))
         row, pick = (low <= (limit * (1 + error) + TINY)[:, None]).nonzero(as_tuple=True)
         return row.cpu().numpy(), pick.cpu().numpy()
-
-
-def float32_is_kept() -> bool:
-    """Whether torch multiplies float32 matrices as float32, and not with fewer bits, which it can be told to."""
-    import torch
-
-    try:
-        return torch.get_float32_matmul_precision() == "highest"
-    except RuntimeError:  # it was told so for some devices alone
-        return False
 
 
 class Nearest:
