@@ -99,18 +99,18 @@ def small(greedy: FarthestFirst, size: int) -> FarthestFirst:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", CLOUDS)
-@pytest.mark.parametrize(("seed", "n", "d"), [(0, 90, 3), (1, 90, 70), (2, 120, 20)])
+@pytest.mark.parametrize(("seed", "n", "d"), [(0, 80, 3), (1, 90, 70)])
 def test_against_the_definition(kind: str, dtype: npt.DTypeLike, seed: int, n: int, d: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(seed)
     x = cloud(kind, rng, n, d, dtype)
     strained(monkeypatch, rng)
     order = rng.permutation(n)
-    centers, rows = np.sort(order[: (1, 20, 3)[seed]]), np.sort(order[25:])
+    centers, rows = np.sort(order[: (1, 20)[seed]]), np.sort(order[25:])
     expected = by_definition(x, rows.tolist(), centers.tolist(), len(rows))
-    for size in (1, 16):
-        picks, squares = traversed(small(FarthestFirst(Points.of(x, unit=False), rows, centers), size), len(rows))
-        assert picks == expected[0]
-        np.testing.assert_allclose(squares, expected[1], rtol=1e-12)
+    for size, budget in ((1, 15), (8, len(rows))):
+        picks, squares = traversed(small(FarthestFirst(Points.of(x, unit=False), rows, centers), size), budget)
+        assert picks == expected[0][:budget]
+        np.testing.assert_allclose(squares, expected[1][:budget], rtol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -144,7 +144,7 @@ def test_priorities_and_drops(kind: str, weights: str, monkeypatch: pytest.Monke
 
     dropped = np.flatnonzero(rng.random(100) < 0.3).tolist()
     expected = by_definition(x, range(3, 150), [0, 1, 2], 100, priority, dropped)
-    for size in (1, 8):
+    for size in (4, 16):
         greedy = small(FarthestFirst(Points.of(x, unit=False), np.arange(3, 150), np.arange(3), priority), size)
         picks, squares = traversed(greedy, 100, dropped)
         assert picks == expected[0]
