@@ -54,6 +54,9 @@ def traversed(greedy: FarthestFirst, budget: int, dropped: Sequence[int] = ()) -
 CLOUDS: dict[str, Callable[[np.random.Generator, int, int], Doubles]] = {
     "gaussian": lambda rng, n, d: rng.normal(size=(n, d)),
     "tight clusters": lambda rng, n, d: rng.normal(size=(7, d))[rng.integers(7, size=n)] + 1e-5 * rng.normal(size=(n, d)),
+    "bundles in the middle": lambda rng, n, d: np.where(
+        np.arange(n)[:, None] % 2, rng.normal(size=(n, d)), 0.2 * rng.normal(size=(3, d))[rng.integers(3, size=n)] + 1e-7 * rng.normal(size=(n, d))
+    ),
     "far from the origin": lambda rng, n, d: rng.normal(size=(n, d)) + 3e4,
     "grid": lambda rng, n, d: rng.integers(0, 3, size=(n, d)).astype(np.float64),
     "triplets": lambda rng, n, d: np.repeat(rng.normal(size=(n // 3 + 1, d)), 3, axis=0)[:n],
@@ -197,6 +200,14 @@ def test_sketches_are_made_where_they_pay_and_change_nothing(directions: int) ->
     assert traversed(hasty, 700) == traversed(plain, 700)
     assert plain.sketches is None
     assert (hasty.sketches is not None) == (directions == 5)  # 64 numbers tell little of points that lie in 300 directions alike
+
+
+def test_centers_that_float32_cannot_tell_apart() -> None:
+    x = cloud("bundles in the middle", np.random.default_rng(8), 200, 70, np.float64)
+    expected = by_definition(x, range(60, 200), range(60), 50)
+    picks, squares = traversed(FarthestFirst(Points.of(x, unit=False), np.arange(60, 200), np.arange(60)), 50)
+    assert picks == expected[0]
+    np.testing.assert_allclose(squares, expected[1], rtol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "grid", "tight clusters"])
