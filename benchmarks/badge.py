@@ -1,7 +1,7 @@
 """BADGE beside loops that measure every gradient against every pick, one pick after another.
 
     python -m benchmarks.badge [--rows 100000] [--classes 1000] [--dim 512] [--budget 1000] [--repeats 3] [--device cpu] [--kinds sure "no idea"]
-    [--peers DIR] [--peer-budget 1000] [--growth-rows 10000 100000 1000000] [--growth-budgets 100 1000 10000]
+    [--peers DIR] [--peer-budget 1000] [--growth-rows 10000 100000 1000000] [--growth-budgets 100 1000 10000] [--own NAME=SIGNALS ...]
 
 All go from logits and embeddings in memory to picks. The loop written here has factorised distances in float32 and draws by inverse CDF. With `--peers
 DIR`, DIR being a clone of https://github.com/JordanAsh/badge, its own `distance` and `init_centers` run too, which need SciPy; `--peer-budget` ends
@@ -10,7 +10,8 @@ float64. Draws cannot be: two samplers of one law use chance differently; compar
 pick.
 
 Kinds: models that are sure (a mean largest probability of 0.92), learning (0.5), and have no idea (all classes alike), and `clusters`: 200 of them, a
-hundredth as wide as they are far apart, so that a pick brings nearly all of a cluster's distances down at once.
+hundredth as wide as they are far apart, so that a pick brings nearly all of a cluster's distances down at once. `--own` adds real signals: SIGNALS is a folder with `embeddings.npy` and
+`logits.npy`, such as a round's `signals/`, of which no more than a tenth is picked.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=KINDS)
     parser.add_argument("--peers", type=Path, help="folder that holds a clone of JordanAsh/badge")
+    parser.add_argument("--own", nargs="*", default=[], help="NAME=FOLDER with embeddings.npy and logits.npy")
     parser.add_argument("--peer-budget", type=int, help="picks after which the peer is stopped; default: the budget")
     parser.add_argument("--growth-rows", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--growth-budgets", type=int, nargs="*", default=[100, 1000, 10_000])
@@ -59,6 +61,11 @@ def main() -> None:
     figures: dict[str, Any] = {name: getattr(arguments, name) for name in ("rows", "classes", "dim", "budget", "device")}
     for kind in arguments.kinds:
         figures[kind] = compared(*signals(kind, arguments.rows, arguments.dim, arguments.classes), arguments)
+    for own in arguments.own:
+        name, _, folder = own.partition("=")
+        h, z = (np.load(Path(folder) / f"{each}.npy").astype(np.float32) for each in ("embeddings", "logits"))
+        few = argparse.Namespace(**vars(arguments) | {"budget": min(arguments.budget, len(h) // 10)})
+        figures[f"{name}, {len(h)} x {h.shape[1]}, {z.shape[1]} classes, {few.budget} picks"] = compared(h, z, few)
     figures["growth, sure"] = growth(arguments)
     print(write("badge", figures).read_text())  # noqa: T201
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.kcenter [--rows 100000] [--dim 2048] [--budget 1000] [--repeats 3] [--device cpu] [--kinds emb gauss ...] [--loop-picks 100]
     [--checked 1000] [--growth-dim 512] [--growth-rows 10000 100000 1000000] [--growth-budgets 100 1000 4000 10000] [--map-rows 100000]
-    [--peers DIR] [--peer-picks 5]
+    [--own NAME=SIGNALS ...] [--peers DIR] [--peer-picks 5]
 
 All go from embeddings in memory (but for the memory map) and one labelled row to picks. The loop written here makes one matrix-vector product in float32
 a pick, with lengths computed once, so that it reads the embeddings once a pick and nothing else of their size. It makes `--loop-picks` picks, and its
@@ -12,7 +12,8 @@ With `--peers DIR`, clones of https://github.com/google/active-learning and http
 scaled up; they need scikit-learn.
 
 Kinds: `emb`, clusters through a random network, each row with a length of its own; `gauss`; `lowdim`, clusters in 16 directions and noise in all;
-`power`, variances that fall as 1/i; and with `-unit` the same with every row scaled to length 1.
+`power`, variances that fall as 1/i; and with `-unit` the same with every row scaled to length 1. `--own` adds real embeddings: SIGNALS is a folder with
+`embeddings.npy`, such as a round's `signals/`, of which no more than a tenth is picked.
 
 Memory is the peak of what the process holds for itself, as Linux counts it every 5 ms, above what it held before: the embeddings are not among it.
 """
@@ -55,6 +56,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--kinds", nargs="*", choices=every, default=["emb", "gauss", "lowdim", "power", "emb-unit", "gauss-unit"])
+    parser.add_argument("--own", nargs="*", default=[], help="NAME=FOLDER with embeddings.npy")
     parser.add_argument("--loop-picks", type=int, default=100)
     parser.add_argument("--checked", type=int, default=1000)
     parser.add_argument("--growth-dim", type=int, default=512)
@@ -69,6 +71,11 @@ def main() -> None:
     ours(np.eye(8, dtype=np.float32), 4, asked.device)  # imports
     for kind in asked.kinds:
         figures[kind] = compared(embeddings(kind, asked.rows, asked.dim), asked)
+    for own in asked.own:
+        name, _, folder = own.partition("=")
+        x = np.load(Path(folder) / "embeddings.npy").astype(np.float32)
+        few = argparse.Namespace(**vars(asked) | {"budget": min(asked.budget, len(x) // 10)})
+        figures[f"{name}, {len(x)} x {x.shape[1]}, {few.budget} picks"] = compared(x, few)
     figures[f"growth, emb of {asked.growth_dim} numbers"] = growth(asked)
     figures["memory map, emb"] = mapped(asked)
     print(write("kcenter", figures).read_text())  # noqa: T201

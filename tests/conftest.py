@@ -1,4 +1,7 @@
-"""A small labelling programme on real digits, run once and copied for each test that needs one."""
+"""A small labelling programme on real digits, run once and copied for each test that needs one.
+
+What stages need beyond torch and NumPy is imported where it is used, so that tests of al_core run where there is nothing else.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import psutil
 import pytest
 import torch
-from PIL import Image
-from sklearn.datasets import load_digits
 
-from tasks import dvc, git, rounds
-from tasks.params import Params, render
-from tasks.workspace import Round, Workspace, init
+if TYPE_CHECKING:
+    from tasks import rounds
+    from tasks.params import Params
+    from tasks.workspace import Round, Workspace
 
 CLASSES = ["three", "two", "zero"]
 NUMBERS = {"zero": 0, "two": 2, "three": 3}
@@ -33,6 +35,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def write_digits(folder: Path, per_class: int) -> Path:
     """Class folders of 8 x 8 grey PNG files out of scikit-learn's digits."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     for name, number in NUMBERS.items():
         (folder / name).mkdir(parents=True)
@@ -43,6 +48,8 @@ def write_digits(folder: Path, per_class: int) -> Path:
 
 def params_for(source: Path, **changes: object) -> Params:
     """Params of a programme that takes seconds: no pretraining, tiny images, 12 labels a round, answered by the oracle."""
+    from tasks.params import Params
+
     content: dict[str, object] = {
         "classes": CLASSES,
         "programme": {"budget": 24},
@@ -62,6 +69,8 @@ def nothing(_: Round) -> None:
 
 def advance(workspace: Workspace, max_rounds: int | None = None) -> rounds.State:
     """The cycle without Prefect."""
+    from tasks import rounds
+
     return rounds.advance(workspace, rounds.run_stage, nothing, max_rounds)
 
 
@@ -73,6 +82,9 @@ def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def finished_once(digits_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with a pool and two closed rounds, its DVC remote beside it. Not to be changed: take `finished`."""
+    from tasks import dvc, git, rounds
+    from tasks.workspace import init
+
     root = tmp_path_factory.mktemp("finished") / "workspace"
     workspace = init(root, params_for(digits_folder))
     dvc.dvc(root, "remote", "add", "--quiet", "--default", "beside", "../remote")
@@ -84,6 +96,8 @@ def finished_once(digits_folder: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture
 def finished(finished_once: Path, tmp_path: Path) -> Workspace:
     """A workspace with a pool and two closed rounds, of the test's own."""
+    from tasks.workspace import Workspace
+
     shutil.copytree(finished_once.parent, tmp_path / "finished", symlinks=True)
     return Workspace(tmp_path / "finished" / "workspace")
 
@@ -91,6 +105,7 @@ def finished(finished_once: Path, tmp_path: Path) -> Workspace:
 @pytest.fixture
 def begun(digits_folder: Path, tmp_path: Path) -> Callable[..., Workspace]:
     """Makes a workspace with changed params, nothing run yet."""
+    from tasks.workspace import init
 
     def make(**changes: object) -> Workspace:
         return init(tmp_path / "workspace", params_for(digits_folder, **changes))
@@ -101,6 +116,8 @@ def begun(digits_folder: Path, tmp_path: Path) -> Callable[..., Workspace]:
 @pytest.fixture
 def with_pool(finished: Workspace) -> Callable[..., Workspace]:
     """A workspace whose pool is made and whose rounds have not begun, with changed params."""
+    from tasks import git
+    from tasks.params import render
 
     def make(**changes: object) -> Workspace:
         base = git.git(finished.root, "rev-list", "-1", "pool-p001")
@@ -118,6 +135,8 @@ def with_pool(finished: Workspace) -> Callable[..., Workspace]:
 
 def alive(pid: int) -> bool:
     """Whether the process exists and is no zombie, which only waits for init."""
+    import psutil
+
     try:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
