@@ -147,7 +147,7 @@ def spread(logs: Scores, strength: float, rules: Rules, pool: Pool, rows: Rows, 
     """Candidates that each maximise log utility + strength * log distance to the nearest row labelled or picked before."""
     place = np.full(pool.size, -1)
     place[rows] = np.arange(len(rows))
-    points = Points.of(pool.embeddings, unit=False, device=pool.device, processes=pool.processes)
+    points = Points.of(pool.embeddings, pool.looked_at, unit=False, device=pool.device, processes=pool.processes)
     greedy = FarthestFirst(points, rows, pool.labeled, lambda open_rows, square: logs[place[open_rows]] + strength / 2 * log(square))
     picks: list[int] = []
     if not len(pool.labeled):  # every distance is infinite
@@ -166,6 +166,7 @@ def spread(logs: Scores, strength: float, rules: Rules, pool: Pool, rows: Rows, 
             picks.append(candidate)
         else:
             greedy.drop(row)
+    tell("picks", budget, budget)
     return picks
 
 

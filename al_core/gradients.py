@@ -136,7 +136,7 @@ class Gradients:
 
     def read(self, rows: Rows) -> tuple[Doubles, Doubles]:
         """Both factors of some rows of the pool, as they are."""
-        return loss_gradient(np.take(self.logits, rows, axis=0)), np.take(self.embeddings, rows, axis=0).astype(np.float64, order="C")
+        return loss_gradient(self.logits[rows]), self.embeddings[rows].astype(np.float64, order="C")
 
     def factors(self, at: Rows) -> Factors:
         """Of the gradients with these numbers."""

@@ -126,6 +126,7 @@ def seeds(cloud: Cloud, k: int, rng: np.random.Generator, device: str = "cpu") -
         accepted = accept(gap[proposed], cloud[proposed], rng)
         drawn = np.concatenate([drawn, proposed[accepted]])
         approach(gap, cloud, cloud[proposed[accepted]], device)
+    tell("k-means seeds", k, k)
     return drawn
 
 

@@ -31,6 +31,7 @@ class Points:
         factor: power of 2 on vectors, so that their lengths have room in float32.
         device: torch's name of where vectors are multiplied.
         resident: the embeddings for torch, on that device; None where torch cannot take them as they lie.
+        sample: rows spread evenly over those that are looked at.
         squares: (n,) squared lengths of vectors once they have been computed, NaN before.
         processes: those that share the work on them.
     """
@@ -41,31 +42,42 @@ class Points:
     factor: float
     device: str
     resident: Tensor | None
+    sample: Rows
     squares: Doubles
     processes: Processes
 
     @classmethod
-    def of(cls, x: Floats, *, unit: bool, device: str = "cpu", processes: Processes = ALONE) -> Points:
+    def of(cls, x: Floats, rows: Rows | None = None, *, unit: bool, device: str = "cpu", processes: Processes = ALONE) -> Points:
         """Points of embeddings; with `unit`, each row scaled to length 1. On another device than the CPU they are copied there.
+
+        Args:
+            x: (n, d).
+            rows: that will be looked at; None: all.
+            unit: scale each row to length 1.
+            device: where vectors are multiplied.
+            processes: those that share the work.
 
         Raises:
             ValueError: a row is too long to be squared, or has length 0 and is to be scaled.
         """
-        scale = None
+        rows, scale = np.arange(len(x)) if rows is None else rows, None
         if unit or x.dtype == np.float64:
-            square = processes.mapped(lambda rows: lengths_of(x, rows), np.arange(len(x)))
+            square = processes.mapped(lambda rows: lengths_of(x, rows), rows)
             if square.max() > 1e300:
-                raise ValueError(f"embeddings are too long to measure: row {np.argmax(square)} is longer than 1e150; scale them down")
+                raise ValueError(f"embeddings are too long to measure: row {rows[np.argmax(square)]} is longer than 1e150; scale them down")
             if unit and not square.all():
-                raise ValueError(f"embeddings hold only zeros in row {np.argmin(square)}, which gives it no direction; use normalize: false")
-            scale = 1 / np.sqrt(square) if unit else None
-        points = cls(x, scale, np.zeros(x.shape[1]), 1.0, device, in_torch(x, device), np.full(len(x), np.nan), processes)
-        sample = points[points.sample]
-        mean = sample.mean(axis=0)
-        apart = squared_length(sample - mean)
+                raise ValueError(f"embeddings hold only zeros in row {rows[np.argmin(square)]}, which gives it no direction; use normalize: false")
+            if unit:
+                scale = np.full(len(x), np.nan)
+                scale[rows] = 1 / np.sqrt(square)
+        sample = rows[np.unique(np.linspace(0, len(rows) - 1, SAMPLE).astype(np.int64))]
+        points = cls(x, scale, np.zeros(x.shape[1]), 1.0, device, in_torch(x, device), sample, np.full(len(x), np.nan), processes)
+        at = points[sample]
+        mean = at.mean(axis=0)
+        apart = squared_length(at - mean)
         if mean @ mean > 4 * apart.mean():  # else it is not worth a pass over what is read
             points = dataclasses.replace(points, origin=mean.astype(np.float32).astype(np.float64) if np.abs(mean).max() < 1e38 else mean)
-        length = np.sqrt(squared_length(sample - points.origin).max())
+        length = np.sqrt(squared_length(at - points.origin).max())
         return points if 1e-6 < length < 1e6 or not length else dataclasses.replace(points, factor=2.0 ** np.clip(-np.round(np.log2(length)), -500, 500))
 
     @property
@@ -77,11 +89,6 @@ class Points:
     def unit(self) -> float:
         """Squared distance between vectors of points that are 1 apart."""
         return self.factor**2
-
-    @property
-    def sample(self) -> Rows:
-        """Rows spread evenly over all."""
-        return np.unique(np.linspace(0, len(self.x) - 1, SAMPLE).astype(np.int64))
 
     def __getitem__(self, rows: Rows | slice) -> Doubles:
         """(rows, d) coordinates in float64."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -147,7 +148,9 @@ class Pool:
 
     @property
     def mc_probs(self) -> Floats:
-        """(passes, n, classes)."""
+        """(passes, n, classes). Where draws of the head stand for them, `al_core.passes.passes_of` reads both alike."""
+        if self._mc_probs is None and self._mc_heads is not None:
+            raise ValueError("this pool has mc_heads in place of mc_probs; a method reads either through al_core.passes.passes_of(pool)")
         return present("mc_probs", self._mc_probs)
 
     @property
@@ -196,10 +199,25 @@ class Pool:
         return self._available
 
     @property
+    def looked_at(self) -> Rows:
+        """Rows that are not excluded, ascending: labelled and available ones."""
+        return np.union1d(self._labeled, self._available)
+
+    @property
     def signals(self) -> tuple[str, ...]:
         """Names of the signals that the pool has, as in SIGNALS; mc_probs among them where mc_heads and embeddings stand for them."""
         has = {name for name in SIGNALS if getattr(self, f"_{name}") is not None}
         return tuple(name for name in SIGNALS if name in has or (name == "mc_probs" and {"mc_heads", "embeddings"} <= has))
+
+    def outline(self) -> tuple[object, ...]:
+        """Shapes and types of the signals, and a hash of the rows that are known, grouped or out of reach: equal for equal pools, and cheap."""
+        digest = hashlib.sha256()
+        for rows in (self._labeled, self._labels, self._excluded, self._groups, self._truth):
+            digest.update(b"|" if rows is None else rows.tobytes())
+        signals = {name: getattr(self, f"_{name}") for name in ROWS_AXIS}
+        shapes = {name: (signal.shape, signal.dtype.name) for name, signal in signals.items() if signal is not None}
+        heads = [tuple(part.shape for part in head) for head in (self._head, self._mc_heads) if head is not None]
+        return self.signals, tuple(shapes.items()), tuple(heads), digest.hexdigest()[:16]
 
     def without(self, rows: Sequence[int] | Rows) -> Pool:
         """The same pool with these rows excluded too, labelled ones among them. Shares the signals and checks none of them again, so it costs little."""

@@ -27,7 +27,7 @@ def select(name: str, pool: Pool, *, budget: int, seed: int, **params: object) -
     Raises:
         ValueError: unknown method or parameter, a budget that cannot be met, a signal that the pool lacks.
     """
-    pool.processes.agree("a selection", (name, budget, seed, params, pool.size, len(pool.available)))
+    pool.processes.agree("a selection", (name, budget, seed, params, pool.outline()))
     method = build(name, params)
     for argument, value, least in (("budget", budget, 1), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
@@ -39,7 +39,7 @@ def select(name: str, pool: Pool, *, budget: int, seed: int, **params: object) -
             raise ValueError(f"{name} reads {signal}, which this pool does not have; {SIGNALS[signal].made_by}")
     selection = method(pool, int(budget), generator(int(seed), "select", name))
     check(name, selection, pool, int(budget))
-    return selection
+    return pool.processes.first(selection)  # some searches, such as those with a time limit, end otherwise in every process
 
 
 def check(name: str, selection: Selection, pool: Pool, budget: int) -> None:

@@ -10,8 +10,8 @@ float64. Draws cannot be: two samplers of one law use chance differently; compar
 pick.
 
 Kinds: models that are sure (a mean largest probability of 0.92), learning (0.5), and have no idea (all classes alike), and `clusters`: 200 of them, a
-hundredth as wide as they are far apart, so that a pick brings nearly all of a cluster's distances down at once. `--own` adds real signals: SIGNALS is a folder with `embeddings.npy` and
-`logits.npy`, such as a round's `signals/`, of which no more than a tenth is picked.
+hundredth as wide as they are far apart, so that a pick brings nearly all of a cluster's distances down at once. `--own` adds real signals: SIGNALS is
+a folder with `embeddings.npy` and `logits.npy`, such as a round's `signals/`, of which no more than a tenth is picked.
 """
 
 from __future__ import annotations

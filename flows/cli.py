@@ -250,8 +250,9 @@ def select(
 
     files = Files(embeddings, logits, head, mc_probs, mc_heads, predicted_loss, discriminator, labeled, labels, excluded, groups, truth)
     knobs = parsed(param or [])
-    writable(out)
     with launched(device) as launch:
+        if launch.speaks:
+            writable(out)
         pool = files.pool(launch.device, launch.group)
         with al_core.listening(Told(method) if launch.speaks else None):
             selection = pick(method, pool, budget, seed, knobs)

@@ -43,10 +43,13 @@ class Told:
         self.stage, self.every = stage, every
         self.started: dict[str, float] = {}  # when each count began
         self.last: dict[str, float] = {}  # when it was last printed, if it was
+        self.done: dict[str, int] = {}
 
     def __call__(self, what: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if done == 0 or what not in self.started:
+        again = done < self.done.get(what, 0)  # another count of the same
+        self.done[what] = done
+        if again or what not in self.started:
             self.started[what] = now
             self.last.pop(what, None)
         elif now - self.last.get(what, self.started[what]) >= self.every or (done == total and what in self.last):

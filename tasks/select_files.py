@@ -97,6 +97,8 @@ def launched(device: str) -> Iterator[Launch]:
     import torch.distributed
 
     torch.distributed.init_process_group("gloo")
+    if os.environ.get("OMP_NUM_THREADS") == "1":  # torchrun says so, whatever the machine
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])))
     try:
         own = f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" else device
         yield Launch(torch.distributed.group.WORLD, own, torch.distributed.get_rank() == 0)

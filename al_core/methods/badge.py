@@ -49,6 +49,7 @@ class Badge:
         nearest.add(longest, gradients.factors(longest))
         rest = sample(nearest, budget, rng) if self.draw == "sample" else farthest(nearest, budget)
         scores = np.concatenate([gradients.square[longest], rest, np.zeros(budget - 1 - len(rest))]) * gradients.unit**2
+        tell("picks", budget, budget)
         duplicates = budget - len(nearest.picks)
         left = np.flatnonzero(nearest.gap != CLOSED)
         last = rng.permutation(left)[:duplicates] if self.draw == "sample" else left[:duplicates]

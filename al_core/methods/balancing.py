@@ -56,7 +56,7 @@ class Balance:
     """The labelled classes as they grow, and how far every row that may be picked lies from the farthest majority class."""
 
     def __init__(self, pool: Pool) -> None:
-        self.points = Points.of(pool.embeddings, unit=False)
+        self.points = Points.of(pool.embeddings, pool.looked_at, unit=False)
         self.square = np.concatenate([squared_length(self.points[block]) for block in blocks(pool.embeddings)])
         roomy = ((self.square > 1e-24) & (self.square < 1e36)) | (self.square == 0)  # no product of two such lengths leaves float32's range
         self.precision: type[np.float32 | np.float64] = np.float32 if pool.embeddings.dtype != np.float64 and roomy.all() else np.float64

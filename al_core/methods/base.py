@@ -256,7 +256,7 @@ class Lists:
         if not free.all():
             to_class[torch.from_numpy(~free).to(to_class.device)] = torch.inf
         longest = int(self.length.max())
-        if len(self.parts) == 1 and len(to_class) > longest:  # far fewer candidates to sort
+        if bool(self.reach.isposinf().any()) and len(to_class) > longest:  # far fewer candidates to sort
             self.reach = self.reach.minimum(to_class.kthvalue(longest, dim=0).values.nextafter(torch.tensor(torch.inf).to(self.reach)))
         at, number = true(to_class < self.reach)
         self.parts.append((number, to_class[at, number], at + first))

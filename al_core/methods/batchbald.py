@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from al_core.passes import IN_CACHE, Array, in_threads, moved, mutual_information, over_available, p_log_p, passes_of
+from al_core.passes import IN_CACHE, Array, Stored, in_threads, moved, mutual_information, over_available, p_log_p, passes_of
 from al_core.pool import Pool, Rows, blocks
 from al_core.progress import counted
 from al_core.ranking import require
@@ -106,13 +106,22 @@ class Answers:
 
     def gains(self, rows: Rows) -> Scores:
         """(rows,) mutual information of each row's answer and the pass, given the answer before, in nats, averaged over answers before."""
-        passes, classes = self.source.count, self.source.classes
+        import torch
+
+        width = self.source.count * self.source.classes
         if self.device == "cpu":
             state = self.probability, self.passes, weighted(self.probability, self.passes)
-            return in_threads(lambda block: gains(self.of(rows[block]), *state, CACHED), blocks(rows, width=IN_CACHE * passes * classes))
+            if isinstance(self.source, Stored):
+                return in_threads(lambda part: gains(self.of(rows[part]), *state, CACHED), blocks(rows, width=IN_CACHE * width))
+
+            def in_parts(p: Scores) -> Scores:  # that the cache holds, of what one product made for many rows
+                return in_threads(lambda part: gains(p[:, part], *state, CACHED), blocks(p[0], width=IN_CACHE * width))
+
+            return np.concatenate([in_parts(self.of(rows[block])) for block in blocks(rows, width=width)])
         on_device = moved(self.probability, self.device), moved(self.passes, self.device)
         there = *on_device, weighted(*on_device), ON_DEVICE
-        return np.concatenate([gains(moved(self.of(rows[block]), self.device), *there).cpu().numpy() for block in blocks(rows, width=passes * classes)])
+        every = (torch.stack([p.double() for p in self.source.on_device(rows[block])]) for block in blocks(rows, width=width))
+        return np.concatenate([gains(p / p.sum(dim=2, keepdim=True), *there).cpu().numpy() for p in every])
 
     def extend(self, row: int) -> None:
         """A row has been picked."""

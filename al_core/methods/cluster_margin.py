@@ -54,7 +54,7 @@ class ClusterMargin:
     def __call__(self, pool: Pool, budget: int, rng: np.random.Generator) -> Selection:
         margins = margins_of(pool)
         candidates = lowest(margins, min(math.ceil(self.ratio * budget), len(margins)))
-        rows = np.union1d(pool.available, pool.labeled)
+        rows = pool.looked_at
         cluster = self.cluster(pool, rows, rng)[np.searchsorted(rows, pool.available[candidates])]
         picks = candidates[in_turn(cluster, rng)[:budget]]
         info = {"candidates": len(candidates), "clusters_of_candidates": len(np.unique(cluster))}
@@ -128,6 +128,7 @@ def average_linkage(between: Doubles, weight: Doubles, clusters: int) -> Rows:
         between[kept] = between[:, kept] = (weight[last] * between[last] + weight[kept] * between[kept]) / (weight[last] + weight[kept])
         between[last] = between[:, last] = between[kept, kept] = np.inf
         weight[kept], weight[last] = weight[kept] + weight[last], 0
+    tell("merges of clusters", len(merges), len(merges))
     merges.sort(key=lambda merge: merge[0])
     cluster = np.arange(len(between))
     for _, one, other in merges[: max(0, len(between) - clusters)]:

@@ -35,7 +35,7 @@ class CoreSet:
     normalize: bool = field(default=False, metadata={"meaning": "compare directions: every embedding is scaled to length 1 first"})
 
     def __call__(self, pool: Pool, budget: int, rng: np.random.Generator) -> Selection:
-        points = Points.of(pool.embeddings, unit=self.normalize, device=pool.device, processes=pool.processes)
+        points = Points.of(pool.embeddings, pool.looked_at, unit=self.normalize, device=pool.device, processes=pool.processes)
         rows, squares, left = farthest_first(points, pool.available, pool.labeled, budget)
         radius = float(np.sqrt(max(left.best()[1], 0.0)))
         return Selection(rows, np.sqrt(squares), {"start": "labeled" if len(pool.labeled) else "mean", "radius": radius})

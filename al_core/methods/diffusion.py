@@ -88,7 +88,7 @@ class Diffusion:
 
     def nodes(self, pool: Pool) -> tuple[Graph, Rows, Rows]:
         """The graph, and the nodes of the available and of the labelled rows."""
-        rows = np.union1d(pool.labeled, pool.available)
+        rows = pool.looked_at
         first, node = distinct(pool.embeddings, rows)
         open_at, known_at = node[np.searchsorted(rows, pool.available)], node[np.searchsorted(rows, pool.labeled)]
         rows = rows[first]

@@ -55,7 +55,7 @@ class RobustCoreSet:
     def __call__(self, pool: Pool, budget: int, rng: np.random.Generator) -> Selection:
         if find_spec("scipy") is None:
             raise ValueError("robust-coreset solves its programs with scipy, which is not installed; pip install scipy, or use coreset")
-        points = Points.of(pool.embeddings, unit=self.normalize, device=pool.device)
+        points = Points.of(pool.embeddings, pool.looked_at, unit=self.normalize, device=pool.device)
         spare = int(self.outliers * len(pool.available) + 1e-9)
         picks, _, _ = farthest_first(points, pool.available, pool.labeled, budget)
         greedy = covered(points, pool, picks, spare)

@@ -53,7 +53,7 @@ class TypiClust:
             raise ValueError(f"max_clusters is {self.max_clusters}; expected at least 1")
 
     def __call__(self, pool: Pool, budget: int, rng: np.random.Generator) -> Selection:
-        rows = np.union1d(pool.labeled, pool.available)
+        rows = pool.looked_at
         number = min(len(pool.labeled) + budget, self.max_clusters, len(rows))
         found = kmeans(pool.embeddings, rows, number, rng, unit=self.normalize, device=pool.device)
         labeled = np.isin(rows, pool.labeled)

@@ -26,7 +26,7 @@ def over_available(pool: Pool, measure: Callable[[Floats], Scores]) -> Ranked:
 
     def scores_of(rows: Rows) -> Scores:
         parts = over(blocks(rows, width=logits.shape[1]), "rows", len(rows))
-        return np.concatenate([np.empty(0), *(measure(np.take(logits, rows[part], axis=0)) for part in parts)])
+        return np.concatenate([np.empty(0), *(measure(logits[rows[part]]) for part in parts)])
 
     return Ranked(pool.available, pool.processes.mapped(scores_of, pool.available))
 

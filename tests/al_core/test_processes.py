@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -29,6 +30,7 @@ MORE: list[tuple[str, dict[str, Any]]] = [
     ("entropy", {"stochastic": "power", "diversify": {"strength": 1.0}}),
     ("margin", {"partitions": 3}),
 ]
+OF_HEADS = ("bald", "batchbald")  # once more with draws of the head in place of stored passes
 CASES: list[tuple[str, dict[str, Any]]] = [(card.name, {}) for card in methods()] + MORE
 SPAWN = multiprocessing.get_context("spawn")
 FEW = {"margin", "base", "badge", "coreset"}  # run once more on a pool with fewer rows than processes
@@ -51,20 +53,25 @@ def write_signals(folder: Path, rows: int) -> None:
         held.flush()
 
 
-def load_pool(folder: Path, **more: Any) -> Pool:
+def load_pool(folder: Path, *, drawn: bool = False, **more: Any) -> Pool:
     """A pool over memory maps, with labelled and excluded rows."""
     signals: dict[str, Any] = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in SIGNALS}
     weight = np.load(folder / "weight.npy")
     rows = np.arange(len(signals["logits"]))
     labeled = rows[5::13]
     head = (weight, np.zeros(len(weight), np.float32))
+    if drawn:
+        del signals["mc_probs"]
+        mask = np.random.default_rng(0).random(size=(4, 1, weight.shape[1])) < 0.5
+        signals["mc_heads"] = (weight * mask, np.zeros((4, len(weight))))
     return Pool(**signals, head=head, labeled=labeled, labels=labeled % len(weight), excluded=rows[3::26], truth=rows % len(weight), **more)
 
 
 def every_case(folder: Path, few: Path, **more: Any) -> list[Selection]:
-    pool, small = load_pool(folder, **more), load_pool(few, **more)
+    pool, small, drawn = load_pool(folder, **more), load_pool(few, **more), load_pool(folder, drawn=True, **more)
     selections = [select(name, pool, budget=BUDGET, seed=3, **params) for name, params in CASES]
-    return selections + [select(name, small, budget=small.size, seed=3) for name in sorted(FEW)]
+    selections += [select(name, small, budget=small.size, seed=3) for name in sorted(FEW)]
+    return selections + [select(name, drawn, budget=BUDGET, seed=3) for name in OF_HEADS]
 
 
 def saved(selections: list[Selection], path: Path) -> None:
@@ -116,6 +123,7 @@ def answers(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[lis
 
 
 NAMES = [" ".join([name, *(f"{key}={value}" for key, value in params.items())]) for name, params in CASES] + [f"{name} of one row" for name in sorted(FEW)]
+NAMES += [f"{name} over draws of the head" for name in OF_HEADS]
 
 
 @pytest.mark.parametrize("number", range(len(NAMES)), ids=NAMES)
@@ -154,12 +162,28 @@ def test_sketches_are_shared_too(tmp_path: Path) -> None:
     assert [json.loads((tmp_path / f"sketched{rank}").read_text("utf-8")) for rank in range(2)] == [[picks, True]] * 2
 
 
+def ends_otherwise(rank: int, group: torch.distributed.ProcessGroup, folder: Path) -> None:
+    def impatient(pool: Pool, budget: int, rng: np.random.Generator) -> Selection:
+        return Selection(pool.available[rank : rank + budget], np.zeros(budget), {"rank": rank})
+
+    module = sys.modules["al_core.select"]
+    with patch.object(module, "build", lambda *_: impatient), patch.object(module, "needs", lambda _: ()):
+        selection = select("robust-coreset", load_pool(folder, process_group=group), budget=3, seed=0)
+    assert selection.info == {"rank": 0}
+
+
+def test_what_the_first_process_found_holds_for_all(folder: Path, tmp_path: Path) -> None:
+    in_a_group(ends_otherwise, 2, tmp_path, folder)
+
+
 def disagree(rank: int, group: torch.distributed.ProcessGroup, folder: Path) -> None:
     expected = r"process \d was asked for a selection .* call it alike in all processes of the group"
     if rank == 0:
         expected = "process 1 was asked for a selection .*'margin', 5, 1, .*, this one for .*'margin', 5, 0, "
     with pytest.raises(ValueError, match=expected):
         select("margin", load_pool(folder, process_group=group), budget=5, seed=rank)
+    with pytest.raises(ValueError, match="was asked for a selection"):  # as many rows, but others
+        select("margin", load_pool(folder, process_group=group).without([10 + rank]), budget=5, seed=0)
 
 
 def test_calls_that_differ_are_refused_in_every_process(folder: Path, tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_passes_that_all_say_they_do_not_know() -> None:
 def test_passes_that_agree_give_exactly_0(count: int) -> None:
     p = np.repeat(softmax(np.random.default_rng(1).normal(size=(1, 200, 10)) * 3), count, axis=0)
     for name in ("bald", "vote", "mean-std"):
-        assert (MEASURES[name](iter(p)) == 0).all()
+        assert (MEASURES[name](iter(p.copy())) == 0).all()
 
 
 def test_one_pass_of_four_votes_otherwise() -> None:
@@ -151,7 +151,7 @@ def test_probabilities_near_0_make_neither_nan_nor_warnings(smallest: float) -> 
     p = np.array([[[1, smallest]], [[smallest, 1]], [[1, smallest]]])
     with np.errstate(all="raise", under="ignore"):
         for name, measure in MEASURES.items():
-            np.testing.assert_allclose(measure(iter(p)), [by_definition(p[:, 0])[name]], rtol=1e-12)
+            np.testing.assert_allclose(measure(iter(p.copy())), [by_definition(p[:, 0])[name]], rtol=1e-12)
 
 
 def test_neither_threads_nor_blocks_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +197,7 @@ def test_kinds_are_named() -> None:
 def test_no_score_is_a_negative_zero() -> None:
     p = np.repeat(np.eye(3)[None], 4, axis=0)
     for measure in MEASURES.values():
-        scores = measure(iter(p))
+        scores = measure(iter(p.copy()))
         assert (scores == 0).all() and not np.signbit(scores).any()
 
 
@@ -219,7 +219,7 @@ def test_another_device_picks_the_same(name: str, kind: str, device: str) -> Non
 @pytest.mark.parametrize("measure", MEASURES)
 def test_measures_of_tensors(measure: str, case: str) -> None:
     p = CASES[case].astype(np.float64)
-    found = MEASURES[measure](iter(torch.from_numpy(p)))
+    found = MEASURES[measure](iter(torch.from_numpy(p.copy())))
     np.testing.assert_allclose(found, MEASURES[measure](iter(p)), rtol=1e-10, atol=2e-15)
 
 
@@ -268,3 +268,8 @@ def test_draws_that_agree_tell_nothing() -> None:
 def test_heads_that_make_no_passes_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         select("bald", Pool(**heads(3, 5) | given), budget=3, seed=0)
+
+
+def test_a_method_that_reads_stored_passes_alone_learns_how_to_read_either() -> None:
+    with pytest.raises(ValueError, match=r"this pool has mc_heads in place of mc_probs; a method reads either through al_core.passes.passes_of\(pool\)"):
+        _ = Pool(**heads(3, 5)).mc_probs

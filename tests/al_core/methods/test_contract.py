@@ -283,6 +283,27 @@ def test_memory_maps_are_streamed(card: Card, tmp_path: Path, monkeypatch: pytes
     assert same(run(card, Pool(**in_memory, **given), budget=5, **params), from_map)
 
 
+@pytest.mark.parametrize("name", ["margin", "mase", "badge", "bald"])
+def test_columns_that_lie_apart_are_not_gathered_first(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Column after column in memory, as Fortran has it: blocks of rows are taken without a copy of all."""
+    monkeypatch.setattr(al_core.pool, "BLOCK_VALUES", 2**17)
+    rng = np.random.default_rng(3)
+    rows, dim = 20_000, 256
+    signals: dict[str, Any] = {"embeddings": np.asfortranarray(rng.normal(size=(rows, dim)).astype(np.float32)), "head": (np.eye(dim), np.zeros(dim))}
+    signals["logits"] = np.asfortranarray(signals["embeddings"])
+    if name == "bald":
+        signals = {"mc_probs": np.asfortranarray(np.full((3, rows, dim), 1 / dim, np.float32))}
+    pool = Pool(**signals)
+    select(name, pool, budget=3, seed=0)  # imports
+    tracemalloc.start()
+    try:
+        select(name, pool, budget=3, seed=0)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < rows * dim * 4 / 2
+
+
 SILENT = {"random", "balanced-random", "learning-loss", "vaal"}  # a draw or a sort of one number a row
 
 

@@ -114,6 +114,11 @@ def test_scale_changes_no_pick(scale: float) -> None:
     np.testing.assert_array_equal(other.scores, one.scores * power_of_two)
 
 
+def test_an_excluded_row_without_a_direction_is_as_if_it_were_not_there() -> None:
+    x = np.array([[0.0, 0], [1, 0], [0, 1], [-1, 0]])
+    assert select("coreset", Pool(embeddings=x, labeled=[1], excluded=[0]), budget=2, seed=0, normalize=True).rows.tolist() == [3, 2]
+
+
 def test_directions_are_those_of_rows_scaled_beforehand() -> None:
     x = np.random.default_rng(4).normal(size=(80, 10)) * np.exp(5 * np.random.default_rng(5).normal(size=(80, 1)))
     scaled = x / np.linalg.norm(x, axis=1, keepdims=True)
