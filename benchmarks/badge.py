@@ -1,7 +1,7 @@
 """BADGE beside loops that measure every gradient against every pick, one pick after another.
 
     python -m benchmarks.badge [--rows 100000] [--classes 1000] [--dim 512] [--budget 1000] [--repeats 3] [--device cpu] [--kinds sure "no idea"]
-    [--peers DIR] [--peer-budget 1000] [--growth-rows 10000 100000 1000000] [--growth-budgets 100 1000 10000] [--own NAME=SIGNALS ...]
+    [--peers DIR] [--peer-budget 1000] [--growth-rows 10000 100000 1000000] [--growth-budgets 100 1000 10000] [--own NAME=SIGNALS ...] [--result NAME]
 
 All go from logits and embeddings in memory to picks. The loop written here has factorised distances in float32 and draws by inverse CDF. With `--peers
 DIR`, DIR being a clone of https://github.com/JordanAsh/badge, its own `distance` and `init_centers` run too, which need SciPy; `--peer-budget` ends
@@ -43,7 +43,7 @@ KINDS = (*CONFIDENCE, "no idea", "clusters")
 
 
 def main() -> None:
-    """Measure and write benchmarks/results/badge.json."""
+    """Measure and write benchmarks/results/badge.json, or another."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--classes", type=int, default=1000)
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=KINDS)
     parser.add_argument("--peers", type=Path, help="folder that holds a clone of JordanAsh/badge")
+    parser.add_argument("--result", default="badge", help="name of the file of figures, such as badge-real for a run with --own alone")
     parser.add_argument("--own", nargs="*", default=[], help="NAME=FOLDER with embeddings.npy and logits.npy")
     parser.add_argument("--peer-budget", type=int, help="picks after which the peer is stopped; default: the budget")
     parser.add_argument("--growth-rows", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
@@ -67,7 +68,7 @@ def main() -> None:
         few = argparse.Namespace(**vars(arguments) | {"budget": min(arguments.budget, len(h) // 10)})
         figures[f"{name}, {len(h)} x {h.shape[1]}, {z.shape[1]} classes, {few.budget} picks"] = compared(h, z, few)
     figures["growth, sure"] = growth(arguments)
-    print(write("badge", figures).read_text())  # noqa: T201
+    print(write(arguments.result, figures).read_text())  # noqa: T201
 
 
 def signals(kind: str, rows: int, dim: int, classes: int) -> tuple[Singles, Singles]:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.kcenter [--rows 100000] [--dim 2048] [--budget 1000] [--repeats 3] [--device cpu] [--kinds emb gauss ...] [--loop-picks 100]
     [--checked 1000] [--growth-dim 512] [--growth-rows 10000 100000 1000000] [--growth-budgets 100 1000 4000 10000] [--map-rows 100000]
-    [--own NAME=SIGNALS ...] [--peers DIR] [--peer-picks 5]
+    [--own NAME=SIGNALS ...] [--result NAME] [--peers DIR] [--peer-picks 5]
 
 All go from embeddings in memory (but for the memory map) and one labelled row to picks. The loop written here makes one matrix-vector product in float32
 a pick, with lengths computed once, so that it reads the embeddings once a pick and nothing else of their size. It makes `--loop-picks` picks, and its
@@ -47,7 +47,7 @@ KINDS = ("emb", "gauss", "lowdim", "power")
 
 
 def main() -> None:
-    """Measure and write benchmarks/results/kcenter.json."""
+    """Measure and write benchmarks/results/kcenter.json, or another."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     every = [*KINDS, *(f"{kind}-unit" for kind in KINDS)]
     parser.add_argument("--rows", type=int, default=100_000)
@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--kinds", nargs="*", choices=every, default=["emb", "gauss", "lowdim", "power", "emb-unit", "gauss-unit"])
+    parser.add_argument("--result", default="kcenter", help="name of the file of figures, such as kcenter-real for a run with --own alone")
     parser.add_argument("--own", nargs="*", default=[], help="NAME=FOLDER with embeddings.npy")
     parser.add_argument("--loop-picks", type=int, default=100)
     parser.add_argument("--checked", type=int, default=1000)
@@ -78,7 +79,7 @@ def main() -> None:
         figures[f"{name}, {len(x)} x {x.shape[1]}, {few.budget} picks"] = compared(x, few)
     figures[f"growth, emb of {asked.growth_dim} numbers"] = growth(asked)
     figures["memory map, emb"] = mapped(asked)
-    print(write("kcenter", figures).read_text())  # noqa: T201
+    print(write(asked.result, figures).read_text())  # noqa: T201
 
 
 def embeddings(kind: str, rows: int, dim: int) -> Singles:
