@@ -202,6 +202,12 @@ def float32_is_kept() -> bool:
         return False
 
 
+def squared_length(x: Doubles) -> Doubles:
+    """(n,) sums of squares of the rows of (n, d)."""
+    square: Doubles = np.einsum("nd,nd->n", x, x)
+    return square
+
+
 def sums(x: Tensor) -> Doubles:
     """(n,) sums of the rows of (n, d), whatever d is off by no more than (LANE + 1) ROUNDING of the sum of their sizes."""
     import torch

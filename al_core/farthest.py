@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from al_core.bounds import REACH, Bools, Bounded, Centers, Contest, Doubles, pairs, product, smallest
-from al_core.points import Points, squared_length
+from al_core.bounds import REACH, Bools, Bounded, Centers, Contest, Doubles, pairs, product, smallest, squared_length
+from al_core.points import Points
 from al_core.pool import Rows, blocks
 from al_core.progress import counted
 from al_core.sketches import ALONE, SKETCH, Sketches

@@ -15,16 +15,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
-from al_core.bounds import float32_is_kept
+from al_core.bounds import Doubles, float32_is_kept
 from al_core.pool import Floats, Pool, Rows, blocks
 from al_core.progress import counted
 
 if TYPE_CHECKING:
     import torch
-
-Doubles = npt.NDArray[np.float64]
 
 CLOSED = -1.0  # squared distance that stands for a gradient that is picked
 LONGEST = 1e280  # squared length of an embedding, at most: sums of such squares stay finite

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from al_core.neighbors import Cloud, Doubles, Targets, chunks, squared_distances, squared_length
+from al_core.bounds import Doubles, squared_length
+from al_core.neighbors import Cloud, Targets, chunks, squared_distances
 from al_core.pool import Floats, Rows, blocks
 from al_core.progress import counted, tell
 

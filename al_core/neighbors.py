@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
+from al_core.bounds import Doubles, squared_length
 from al_core.pool import Floats, Rows, blocks
 from al_core.progress import tell
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     import faiss
     import torch
 
-Doubles = npt.NDArray[np.float64]
 Index = Literal["exact", "ivf", "hnsw"]
 Candidates = tuple[slice, Rows, Rows, Doubles]  # points; pairs: point counted from the slice's start, other point, squared distance
 
@@ -406,12 +406,6 @@ def imported_faiss() -> types.ModuleType:
         raise ValueError("an approximate index needs faiss, which is not installed: pip install faiss-cpu, or say index: exact") from error
     module: types.ModuleType = faiss
     return module
-
-
-def squared_length(x: Doubles) -> Doubles:
-    """(n,) sums of squares of the rows of (n, d)."""
-    square: Doubles = np.einsum("nd,nd->n", x, x)
-    return square
 
 
 def squared_distances(cloud: Doubles | Cloud, point: Rows, targets: Doubles | Cloud, target: Rows) -> Doubles:

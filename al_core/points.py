@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from al_core.bounds import LANE, REACH, ROUNDING, Bounded, Doubles, pairs, product, smallest, sums
+from al_core.bounds import LANE, REACH, ROUNDING, Bounded, Doubles, pairs, product, smallest, squared_length, sums
 from al_core.pool import Floats, Rows, blocks
 from al_core.processes import ALONE, Processes
 
@@ -168,12 +168,6 @@ class Points:
 def lengths_of(x: Floats, rows: Rows) -> Doubles:
     """(m,) squared lengths of some rows, block by block."""
     return np.concatenate([np.empty(0), *(squared_length(x[rows[block]].astype(np.float64, order="C")) for block in blocks(rows, width=x.shape[1]))])
-
-
-def squared_length(x: Doubles) -> Doubles:
-    """(n,) sums of squares of the rows of (n, d)."""
-    square: Doubles = np.einsum("nd,nd->n", x, x)
-    return square
 
 
 def in_torch(x: Floats, device: str) -> Tensor | None:

@@ -27,8 +27,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from al_core.bounds import Doubles
 from al_core.methods import diffusion
-from al_core.neighbors import Cloud, Doubles, hnsw, ivf, neighbors
+from al_core.neighbors import Cloud, hnsw, ivf, neighbors
 from al_core.pool import Rows
 from benchmarks.record import write
 from benchmarks.scale import Memory

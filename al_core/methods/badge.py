@@ -8,7 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from al_core.gradients import CLOSED, Batch, Doubles, Gradients, Nearest
+from al_core.bounds import Doubles
+from al_core.gradients import CLOSED, Batch, Gradients, Nearest
 from al_core.pool import Pool, Rows
 from al_core.progress import tell
 from al_core.registry import method

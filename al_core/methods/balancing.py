@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from al_core.bounds import Doubles
-from al_core.points import Points, squared_length
+from al_core.bounds import Doubles, squared_length
+from al_core.points import Points
 from al_core.pool import Floats, Pool, Rows, blocks
 from al_core.progress import counted
 from al_core.registry import method

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from al_core.bounds import Doubles
 from al_core.kmeans import kmeans
-from al_core.neighbors import Cloud, Doubles
+from al_core.neighbors import Cloud
 from al_core.pool import Pool, Rows, blocks
 from al_core.progress import tell
 from al_core.registry import method

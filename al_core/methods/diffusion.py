@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
+from al_core.bounds import Doubles
 from al_core.fingerprints import distinct
-from al_core.neighbors import Doubles, Index, neighbors
+from al_core.neighbors import Index, neighbors
 from al_core.pool import Floats, Pool, Rows, blocks
 from al_core.progress import counted
 from al_core.registry import method

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from al_core.bounds import Doubles
 from al_core.fingerprints import sample
 from al_core.kmeans import approach, kmeans
-from al_core.neighbors import Balls, Cloud, Doubles
+from al_core.neighbors import Balls, Cloud
 from al_core.pool import Pool, Rows
 from al_core.progress import counted
 from al_core.registry import method
