@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from al_core.bounds import Doubles, squared_length
+from al_core.bounds import Doubles, plus_product, squared_length
 from al_core.pool import Floats, Rows, blocks
 from al_core.progress import tell
 
@@ -159,7 +159,7 @@ class Targets:
 
         error = self.frame.error
         coordinates, square = self.frame.coordinates(x, self.device)
-        low = torch.addmm(self.low_square, coordinates, self.coordinates.T, alpha=-2)  # (b, m) least squared distances, less (1 - error) |x|^2
+        low = plus_product(self.low_square, coordinates, self.coordinates.T, -2)  # (b, m) least squared distances, less (1 - error) |x|^2
         nearest, at = low.min(dim=1)
         farthest = nearest.double() + 2 * error * (square + self.square[at])  # (b,) a target lies no farther
         if reach is not None:
@@ -292,7 +292,7 @@ class Balls:
         error = self.cloud.frame.error
         near = torch.from_numpy(targets).to(self.device)
         length = self.square[near]
-        low = torch.addmm(((1 - error) * length).float(), self.at[part], self.at[near].T, alpha=-2)  # (b, t) least squares, less (1 - error) |x|^2
+        low = plus_product(((1 - error) * length).float(), self.at[part], self.at[near].T, -2)  # (b, t) least squares, less (1 - error) |x|^2
         reach = square * self.cloud.frame.scale**2 - (1 - error) * self.square[part]
         inside = low < -up(2 * error * (self.square[part] + length.max()) - reach)[:, None]
         unsure = true_at((low <= up(reach)[:, None]) & ~inside).cpu().numpy()
@@ -332,7 +332,7 @@ class Search:
         """
         import torch
 
-        low = torch.addmm(((1 - self.error) * square).float(), self.coordinates, others.T, alpha=-2)  # (b, t) less (1 - error) |x|^2
+        low = plus_product(((1 - self.error) * square).float(), self.coordinates, others.T, -2)  # (b, t) less (1 - error) |x|^2
         own = torch.arange(max(start, tile.start), max(start, tile.start, min(start + len(low), tile.stop)), device=low.device)
         low[own - start, own - tile.start] = torch.inf
         self.bound(low, square, tile.start)

@@ -109,6 +109,20 @@ def test_near_ties_are_decided_in_float64(scale: float, offset: float) -> None:
     assert module.assign(Cloud(x, np.arange(180)), centers * scale).tolist() == nearest(x, centers * scale)
 
 
+@pytest.mark.usefixtures("fewer_bits")
+def test_near_ties_where_torch_is_told_to_multiply_with_fewer_bits() -> None:
+    test_near_ties_are_decided_in_float64(1, 0)
+
+
+@pytest.mark.usefixtures("fewer_bits")
+def test_gaps_where_torch_is_told_to_multiply_with_fewer_bits() -> None:
+    x = blobs(spread=0.01)
+    gap = np.full(300, np.inf)
+    for start in (0, 20):
+        module.approach(gap, Cloud(x, np.arange(300)), x[start : start + 20], "cpu")
+    np.testing.assert_allclose(gap, ((x[:, None] - x[:40]) ** 2).sum(axis=2).min(axis=1), rtol=1e-12)
+
+
 def test_no_setting_changes_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     x = blobs(n=3000, dim=40).astype(np.float16)
     expected = run(x, 30)

@@ -12,7 +12,7 @@ import torch
 
 import al_core.pool
 from al_core import neighbors as module
-from al_core.neighbors import Cloud, Held, Index, Targets, neighbors
+from al_core.neighbors import Balls, Cloud, Held, Index, Targets, neighbors
 
 Doubles = npt.NDArray[np.float64]
 
@@ -161,6 +161,39 @@ def test_contenders_hold_every_nearest(cloud: str, scale: float) -> None:
     kept = set(zip(point.tolist(), target.tolist(), strict=True))
     wanted = (square == square.min(axis=1, keepdims=True)) & (square <= reach[:, None])
     assert {(i, j) for i, j in np.argwhere(wanted).tolist()} <= kept
+
+
+CLOSE = np.random.default_rng(5).normal(size=(40, 20))[np.arange(160) // 4] + 0.01 * np.random.default_rng(6).normal(size=(160, 20))  # in fours
+
+
+@pytest.mark.usefixtures("fewer_bits")
+def test_neighbours_where_torch_is_told_to_multiply_with_fewer_bits() -> None:
+    expected = by_definition(CLOSE, 2)[0]
+    np.testing.assert_array_equal(neighbors(CLOSE, np.arange(160), 2)[0], expected)
+    for queries, query, other, square in module.near_pairs(Held(Cloud(CLOSE, np.arange(160)), "cpu"), 2):
+        order = np.lexsort((square, query))
+        first = np.searchsorted(query[order], np.arange(queries.stop - queries.start))
+        np.testing.assert_array_equal(other[order[first[:, None] + np.arange(2)]], expected[queries])
+
+
+@pytest.mark.usefixtures("fewer_bits")
+def test_contenders_where_torch_is_told_to_multiply_with_fewer_bits() -> None:
+    targets, points = CLOSE[np.arange(160) % 4 > 0], CLOSE[::4]
+    square = ((points[:, None] - targets) ** 2).sum(axis=2)
+    for reach in (None, 1.001 * square.min(axis=1)):
+        point, target = Targets(targets).contenders(points, reach)
+        assert set(enumerate(square.argmin(axis=1).tolist())) <= set(zip(point.tolist(), target.tolist(), strict=True))
+
+
+def test_balls() -> None:
+    square = ((CLOSE[:, None] - CLOSE) ** 2).sum(axis=2)
+    for reach in (np.sort(square.ravel())[[200, 500, 5000]] * (1 + 1e-9)).tolist():
+        np.testing.assert_array_equal(Balls(Cloud(CLOSE, np.arange(160)), "cpu").counts(np.arange(160), reach), (square < reach).sum(axis=1))
+
+
+@pytest.mark.usefixtures("fewer_bits")
+def test_balls_where_torch_is_told_to_multiply_with_fewer_bits() -> None:
+    test_balls()
 
 
 @pytest.mark.gpu
