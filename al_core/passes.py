@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 import numpy as np
 
+from al_core.bounds import plus_product
 from al_core.pool import Floats, Pool, Rows, blocks
 from al_core.progress import counted, over
 from al_core.selection import Scores
@@ -109,7 +110,7 @@ class Drawn:
         import torch
 
         x = torch.from_numpy(self.embeddings[rows].astype(np.float32, order="C")).to(self.weight.device)
-        return (torch.addmm(bias, x, weight.T).softmax(dim=1) for weight, bias in zip(self.weight, self.bias, strict=True))
+        return (plus_product(bias, x, weight.T, 1).softmax(dim=1) for weight, bias in zip(self.weight, self.bias, strict=True))
 
 
 def passes_of(pool: Pool) -> Stored | Drawn:

@@ -247,6 +247,11 @@ def test_draws_of_the_head_stand_for_their_probabilities(name: str) -> None:
     np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.usefixtures("fewer_bits")
+def test_draws_where_torch_is_told_to_multiply_with_fewer_bits() -> None:
+    test_draws_of_the_head_stand_for_their_probabilities("bald")
+
+
 def test_draws_that_agree_tell_nothing() -> None:
     given = heads(1, 4)
     weight, bias = (np.repeat(each, 5, axis=0) for each in given["mc_heads"])
