@@ -28,23 +28,23 @@ ROUNDING = 2.0**-24  # of float32, relative
 class Bounded:
     """Vectors in float32 that stand for points, and what is certain of squared distances between the points.
 
-    Of two points with vectors v, w, the squared distance is at least (1 - share) (low_v + low_w - 2 v.w) and, unless these are sketches, at most
-    (1 + share) (high_v + high_w - 2 v.w), in whatever order float32 sums v.w.
+    Of two points with vectors v, w, the squared distance is at least (1 - slack) (low_v + low_w - 2 v.w) and, unless these are sketches, at most
+    (1 + slack) (high_v + high_w - 2 v.w), in whatever order float32 sums v.w.
 
     Why. Let each vector be off by at most its blur from one that has the point's own distances (for sketches: distances that are never longer). With
-    s = |v - w|^2 and b the sum of both blurs, the distance lies within b of sqrt(s), and 2 b sqrt(s) <= (share / 2) s + (2 / share) b^2, so its square is
-    at least (1 - share / 2) s - (2 / share) b^2 and at most (1 + share / 2) s + (2 / share + 1) b^2, where b^2 <= 2 blur_v^2 + 2 blur_w^2. The other half
-    of `share` is for the rounding of the exact distance. What is computed for s has the terms |v|^2, |w|^2, 2 v.w. A float32 sum of n products errs by
+    s = |v - w|^2 and b the sum of both blurs, the distance lies within b of sqrt(s), and 2 b sqrt(s) <= (slack / 2) s + (2 / slack) b^2, so its square is
+    at least (1 - slack / 2) s - (2 / slack) b^2 and at most (1 + slack / 2) s + (2 / slack + 1) b^2, where b^2 <= 2 blur_v^2 + 2 blur_w^2. The other half
+    of `slack` is for the rounding of the exact distance. What is computed for s has the terms |v|^2, |w|^2, 2 v.w. A float32 sum of n products errs by
     at most n ROUNDING times the sum of their sizes, here |v| |w| <= (|v|^2 + |w|^2) / 2, and what is below float32's range by n 2^-126: hence gamma.
     """
 
     v: Tensor  # (n, k)
     low: Doubles  # (n,)
     high: Doubles  # (n,)
-    share: float
+    slack: float
 
     @classmethod
-    def of(cls, v: Tensor, square: Doubles, blur: Doubles, share: float) -> Bounded:
+    def of(cls, v: Tensor, square: Doubles, blur: Doubles, slack: float) -> Bounded:
         """From vectors, their squared lengths as `sums` gives them, and how far each may be off."""
         import torch
 
@@ -54,18 +54,18 @@ class Bounded:
             square, blur = np.where(lost, 0, square), np.where(lost, np.inf, blur)
         width = v.shape[1]
         gamma = 1.05 * (min(width, STRIP) + width / STRIP + LANE + 16) * ROUNDING
-        room = 2 * gamma * square + 2.1 * (2 / share + 1) * blur**2 + 8 * width * 2.0**-126
-        return cls(v, square - room, square + room, share)
+        room = 2 * gamma * square + 2.1 * (2 / slack + 1) * blur**2 + 8 * width * 2.0**-126
+        return cls(v, square - room, square + room, slack)
 
     def __getitem__(self, at: Rows | slice) -> Bounded:
         import torch
 
         v = self.v[at] if isinstance(at, slice) else self.v.index_select(0, torch.from_numpy(at).to(self.v.device))
-        return Bounded(v, self.low[at], self.high[at], self.share)
+        return Bounded(v, self.low[at], self.high[at], self.slack)
 
-    def room(self, count: int) -> Bounded:
+    def empty(self, count: int) -> Bounded:
         """So many that are still to be put in."""
-        return Bounded(self.v.new_zeros(count, self.v.shape[1]), np.zeros(count), np.zeros(count), self.share)
+        return Bounded(self.v.new_zeros(count, self.v.shape[1]), np.zeros(count), np.zeros(count), self.slack)
 
     def joined(self, processes: Processes) -> Bounded:
         """Those of all processes, one after the other."""
@@ -73,7 +73,7 @@ class Bounded:
 
         parts = processes.gathered((self.v.cpu(), self.low, self.high))
         v, low, high = zip(*parts, strict=True)
-        return Bounded(torch.cat(v).to(self.v.device), np.concatenate(low), np.concatenate(high), self.share)
+        return Bounded(torch.cat(v).to(self.v.device), np.concatenate(low), np.concatenate(high), self.slack)
 
     def put(self, at: slice, new: Bounded) -> None:
         """Replace some."""
@@ -81,18 +81,18 @@ class Bounded:
 
     @property
     def doubt(self) -> Doubles:
-        """(n,) what the distance between bounds owes to each, `share` apart."""
+        """(n,) what the distance between bounds owes to each, `slack` apart."""
         return 1.02 * (self.high - self.low)
 
     def lower(self, lean: Doubles | npt.NDArray[np.float32]) -> Doubles:
         """(n,) or (n, m) lower bounds from what `product` gives."""
-        lower: Doubles = (1 - self.share) * (self.low.reshape(-1, *[1] * (lean.ndim - 1)) + lean)
+        lower: Doubles = (1 - self.slack) * (self.low.reshape(-1, *[1] * (lean.ndim - 1)) + lean)
         return lower
 
     def upper(self, lean: Doubles, others: Bounded, partner: Rows) -> Doubles:
         """(n,) upper bounds from what `product` gives of each with its partner."""
         with np.errstate(invalid="ignore"):
-            upper = (1 + self.share) * (self.high + others.high[partner] + lean - others.low[partner].astype(np.float32))
+            upper = (1 + self.slack) * (self.high + others.high[partner] + lean - others.low[partner].astype(np.float32))
         return np.where(np.isnan(upper), np.inf, upper)
 
     def within(self, lean: Tensor, at: Rows, limit: Doubles) -> Tensor:
@@ -100,7 +100,7 @@ class Bounded:
         import torch
 
         with np.errstate(over="ignore", invalid="ignore"):
-            most = np.nextafter((limit / (1 - self.share) - self.low).astype(np.float32), np.float32(np.inf))
+            most = np.nextafter((limit / (1 - self.slack) - self.low).astype(np.float32), np.float32(np.inf))
         lean = lean if len(at) == len(lean) else lean.index_select(0, torch.from_numpy(at).to(lean.device))
         return lean <= torch.from_numpy(most).to(lean.device)[:, None]
 
@@ -113,7 +113,7 @@ class Bounded:
             a, b = (v.index_select(0, torch.from_numpy(at[block]).to(v.device)) for v, at in ((self.v, row), (others.v, partner)))
             lean[block] = -2 * sums(a.mul_(b))
         mine = self.low[row] + others.low[partner], self.high[row] + others.high[partner]
-        return (1 - self.share) * (mine[0] + lean), (1 + self.share) * (mine[1] + lean)
+        return (1 - self.slack) * (mine[0] + lean), (1 + self.slack) * (mine[1] + lean)
 
 
 class Centers:
@@ -145,7 +145,7 @@ class Centers:
             new = self.of(self.room[self.known : self.count])
             self.doubt = max(self.doubt, float(new.doubt.max()))
             if self.held is None or len(self.held.low) < self.count:
-                held, self.held = self.held, new.room(2 * self.count)
+                held, self.held = self.held, new.empty(2 * self.count)
                 if held is not None:
                     self.held.put(slice(0, self.known), held[: self.known])
             self.held.put(slice(self.known, self.count), new)

@@ -23,7 +23,7 @@ from al_core.bounds import REACH, Bools, Bounded, Centers, Contest, Doubles, pai
 from al_core.points import Points
 from al_core.pool import Rows, blocks
 from al_core.progress import counted
-from al_core.sketches import ALONE, SKETCH, Sketches
+from al_core.sketches import PAIR_COST, SKETCH, Sketches
 
 Priority = Callable[[Rows, Doubles], Doubles]  # (m,) rows and (m,) squared distances to the nearest centre -> (m,), never rising as the distance falls
 
@@ -138,7 +138,7 @@ class FarthestFirst:
         if len(rest) and value[rest].max() >= floor:
             best = rest[np.argmax(value[rest])]
             ceiling = (value[best], best)
-        self.share(at[~self.exact[at]], self.settle)
+        self.divide(at[~self.exact[at]], self.settle)
         self.front = Front(at, self.gap[at], self.nearest[at], self.seen[at], self.values(at, self.gap[at]), np.ones(len(at), dtype=bool), ceiling)
 
     def update(self, high: Rows, value: Doubles) -> float:
@@ -168,11 +168,11 @@ class FarthestFirst:
             for group in self.alike(mine):
                 self.lower(group, last)
 
-        self.share(at, lower)
+        self.divide(at, lower)
         value[at] = self.values(at, self.gap[at])
         return value[at]
 
-    def share(self, at: Rows, work: Callable[[Rows], None]) -> None:
+    def divide(self, at: Rows, work: Callable[[Rows], None]) -> None:
         """Have each process work on those of these places that are in its share of all, and let all know what it found."""
         own, before = self.points.processes.share(np.arange(len(self.rows))), self.work
         mine = at[(at >= own[0]) & (at <= own[-1])] if len(own) else at[:0]
@@ -285,7 +285,7 @@ class FarthestFirst:
         stay = np.flatnonzero(self.values(at, np.minimum(self.gap[at], high / self.points.unit)) >= last)
         bound = np.minimum(self.gap[at] * self.points.unit, high)[stay]
         row, other = pairs(sketches[near[stay]].within(dots, near[stay], bound), center[stay])
-        if len(row) * ALONE > len(stay) * (until - since):
+        if len(row) * PAIR_COST > len(stay) * (until - since):
             self.meet(at[stay], mine[stay], since, until)
             go = np.setdiff1d(everyone, stay)
             self.approach(at[go], mine[go], high[go], np.full(len(go), NOBODY))
@@ -300,7 +300,7 @@ class FarthestFirst:
         """Note that some centres may be nearer to each of these rows than those before: the nearest of them, or NOBODY, and how far that is at most."""
         before, most = self.gap[at], most / self.points.unit
         same = (center == self.nearest[at]) & (center != NOBODY)  # a centre seen before
-        doubt = np.where(self.exact[at], 0.0, (mine.doubt + self.centers.doubt) / self.points.unit + 4 * mine.share * before)
+        doubt = np.where(self.exact[at], 0.0, (mine.doubt + self.centers.doubt) / self.points.unit + 4 * mine.slack * before)
         with np.errstate(invalid="ignore"):
             clearly = (most <= before - doubt) & (self.exact[at] | (self.nearest[at] != NOBODY))
         self.gap[at] = np.minimum(before, most)

@@ -111,7 +111,7 @@ class Points:
     def bounded(self, rows: Rows) -> Bounded:
         """Their vectors: (x - origin) factor, rounded."""
         v, square = self.vectors(rows)
-        return Bounded.of(v, square, self.blur(square), share=2.0**-18)
+        return Bounded.of(v, square, self.blur(square), slack=2.0**-18)
 
     def blur(self, square: Doubles) -> Doubles:
         """How far vectors of these squared lengths may be off: two roundings, and what float32 is too small for."""
@@ -155,7 +155,7 @@ class Points:
         mean = total / len(rows)
         v = torch.from_numpy(((mean - self.origin) * self.factor).astype(np.float32)[None]).to(self.device)
         square = sums(v * v)
-        middle = Bounded.of(v, square, self.blur(square), share=2.0**-18)
+        middle = Bounded.of(v, square, self.blur(square), slack=2.0**-18)
         low, high = np.empty(len(rows)), np.empty(len(rows))
         for block in blocks(rows, width=self.dim):
             mine = self.bounded(rows[block])

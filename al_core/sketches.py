@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SKETCH = 64  # numbers in a sketch
-ALONE = 20  # what a pair costs on its own, in pairs of a product
+PAIR_COST = 20  # of a pair measured on its own, in pairs of a product
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Sketching:
             doubt = 2 * (LANE + 16) * ROUNDING * square + error * (2 * np.sqrt(inside) + error) + 2 * self.points.dim * 2.0**-126
             error += np.minimum(np.sqrt(doubt), doubt / np.maximum(across, 1e-30)) + 2 * ROUNDING * across
         v = torch.cat([along, torch.from_numpy(across).to(along.device)[:, None]], dim=1)
-        return Bounded.of(v, inside + across.astype(np.float64) ** 2, error, share=2.0**-8)
+        return Bounded.of(v, inside + across.astype(np.float64) ** 2, error, slack=2.0**-8)
 
 
 @dataclass
@@ -83,10 +83,10 @@ class Sketches:
         few = sketching(rows[at])
         parts = [product(few, theirs[since : since + REACH]) for since in range(0, len(centers), REACH)]
         left = sum(int(few.within(part, np.arange(len(at)), gap).sum()) for part in parts) / (len(at) * len(centers))
-        if 2 * SKETCH + ALONE * points.dim * points.processes.first(left) > points.dim:
+        if 2 * SKETCH + PAIR_COST * points.dim * points.processes.first(left) > points.dim:
             return None
         share = points.processes.share(rows)
-        own = few.room(len(share))
+        own = few.empty(len(share))
         for block in blocks(share, width=points.dim):
             own.put(block, sketching(share[block]))
         return cls(own if points.processes.count == 1 else own.joined(points.processes), theirs)

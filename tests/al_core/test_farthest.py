@@ -86,7 +86,7 @@ def strained(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
         monkeypatch.setattr(module, "STRIP", int(rng.choice([64, 512])))
     for module in (farthest, sketches):
         monkeypatch.setattr(module, "SKETCH", 4)
-        monkeypatch.setattr(module, "ALONE", float(rng.choice([0, 0.1])))
+        monkeypatch.setattr(module, "PAIR_COST", float(rng.choice([0, 0.1])))
     monkeypatch.setattr(farthest, "FIRST_REACH", int(rng.choice([2, 8])))
     monkeypatch.setattr(farthest, "AHEAD", int(rng.choice([1, 5, 64])))
     monkeypatch.setattr(farthest, "MANY", int(rng.choice([0, 5])))
