@@ -154,12 +154,8 @@ class FarthestFirst:
         every = EVERY if len(stale) > 4 * self.size else 1
         sample = self.lower_all(stale[::every], value, highest(fresh, self.size))
         last = highest(np.concatenate([fresh, np.repeat(sample, every)]), self.size)
-        while True:
-            stale = stale[(self.seen[stale] < len(self.centers)) & (value[stale] >= last)]
-            fresh = np.concatenate([fresh, sample, self.lower_all(stale, value, last)])
-            if fresh.max() >= last:
-                return last
-            last = float(fresh.max())
+        self.lower_all(stale[(self.seen[stale] < len(self.centers)) & (value[stale] >= last)], value, last)
+        return last
 
     def lower_all(self, at: Rows, value: Doubles, last: float) -> Doubles:
         """Bring rows up to date as long as their values stay at `last` or above; the new values, which go into `value`."""
