@@ -65,6 +65,8 @@ class FarthestFirst:
         self.seen = np.zeros(len(rows), dtype=np.int32)  # (m,) the first so many centres, which it accounts for
         self.exact = np.ones(len(rows), dtype=bool)  # (m,) it is the distance to the nearest of these
         self.nearest = np.full(len(rows), NOBODY, dtype=np.int32)  # (m,) which that is
+        own = points.processes.share(np.arange(len(rows)))
+        self.own = slice(own[0], own[-1] + 1) if len(own) else slice(0, 0)  # places in this process's share
         self.open = len(rows)
         self.size = int(np.clip(len(rows) // 256, 256, 4096))  # of a front, about
         self.wanted = 8 * self.size  # rows that are looked at for one
@@ -170,8 +172,7 @@ class FarthestFirst:
 
     def divide(self, at: Rows, work: Callable[[Rows], None]) -> None:
         """Have each process work on those of these places that are in its share of all, and let all know what it found."""
-        own, before = self.points.processes.share(np.arange(len(self.rows))), self.work
-        mine = at[(at >= own[0]) & (at <= own[-1])] if len(own) else at[:0]
+        mine, before = at[(at >= self.own.start) & (at < self.own.stop)], self.work
         work(mine)
         found = (mine, self.gap[mine], self.seen[mine], self.exact[mine], self.nearest[mine], self.work - before)
         self.work = before
