@@ -81,7 +81,7 @@ class Sketches:
         theirs = Centers(sketching, centers)
         at, gap = at[:: len(at) // 256 + 1], gap[:: len(at) // 256 + 1]
         few = sketching(rows[at])
-        parts = [product(few, theirs[since : since + REACH]) for since in range(0, len(centers), REACH)]
+        parts = (product(few, theirs[since : since + REACH]) for since in range(0, len(centers), REACH))
         left = sum(int(few.within(part, np.arange(len(at)), gap).sum()) for part in parts) / (len(at) * len(centers))
         if 2 * SKETCH + PAIR_COST * points.dim * points.processes.first(left) > points.dim:
             return None
