@@ -141,15 +141,16 @@ class Centers:
         self.count += 1
 
     def __getitem__(self, part: slice) -> Bounded:
-        if self.known < self.count:
-            new = self.of(self.room[self.known : self.count])
+        while self.known < self.count:
+            until = min(self.known + REACH, self.count)
+            new = self.of(self.room[self.known : until])
             self.doubt = max(self.doubt, float(new.doubt.max()))
             if self.held is None or len(self.held.low) < self.count:
                 held, self.held = self.held, new.empty(2 * self.count)
                 if held is not None:
                     self.held.put(slice(0, self.known), held[: self.known])
-            self.held.put(slice(self.known, self.count), new)
-            self.known = self.count
+            self.held.put(slice(self.known, until), new)
+            self.known = until
         assert self.held is not None
         return self.held[part.start : min(part.stop, self.count)]
 

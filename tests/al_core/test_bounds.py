@@ -150,3 +150,23 @@ def test_growing_centers() -> None:
         assert centers[0 : len(centers)].v.numpy().tolist() == made.bounded(centers.rows).v.numpy().tolist()
     assert centers.rows.tolist() == [4, 9, 2, 7]
     assert isinstance(centers[1:3], Bounded) and len(centers[1:100].low) == 3
+
+
+def test_many_new_centers_are_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "REACH", 16)
+    made = Points.of(vectors("lengths of many sizes", 100, 6), unit=False)
+    asked = list[int]()
+
+    def of(rows: npt.NDArray[np.int64]) -> Bounded:
+        asked.append(len(rows))
+        return made.bounded(rows)
+
+    centers, expected = bounds.Centers(of, np.arange(80)), made.bounded(np.arange(100))
+    for count in (80, 100):
+        for row in range(len(centers), count):
+            centers.add(row)
+        held = centers[0:count]
+        for one, other in ((held.v.numpy(), expected.v.numpy()), (held.low, expected.low), (held.high, expected.high)):
+            np.testing.assert_array_equal(one, other[:count])
+        assert centers.doubt == expected.doubt[:count].max()
+    assert sum(asked) == 100 and max(asked) == 16
