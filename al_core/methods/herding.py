@@ -27,14 +27,19 @@ TIE = 1e-10  # rises of mean coverage that differ by no more are equal: rounding
 KERNELS = 2**22  # kernel values computed at a time
 COINCIDENT = 1e-6  # distance of directions below which two labelled rows are one
 
+COMPLEXITY = "O(s^2 d log(budget)) for s rows looked at, at most `sample` or twice the budget; 1,000 of 10,000 x 512 take a minute or two of 2 cores"
+MEMORY = "O(s d): 8 bytes a coordinate, 0.04 GB for 10,000 x 512"
+NORMALIZE = "compare directions: every embedding is scaled to length 1 first"
+SAMPLE = "rows to cover and to pick from, at most, chosen by a hash; twice the budget if that is more"
+
 
 @method(
     "maxherding",
     family="low budget",
     needs=("embeddings",),
     direction="rise of the mean kernel coverage, 0 to 1; highest first",
-    complexity="O(s^2 d log(budget)) for s rows looked at, at most `sample` or twice the budget; 1,000 of 10,000 x 512 take a minute or two of 2 cores",
-    memory="O(s d): 8 bytes a coordinate, 0.04 GB for 10,000 x 512",
+    complexity=COMPLEXITY,
+    memory=MEMORY,
     source="Bae, Noh & Sutherland 2024",
     when="in first rounds and with few labels, over self-supervised embeddings",
 )
@@ -46,8 +51,8 @@ class MaxHerding:
     """
 
     sigma: float = field(default=1.0, metadata={"meaning": "width of the kernel exp(-distance^2 / sigma^2), in the embeddings' unit, after scaling"})
-    normalize: bool = field(default=True, metadata={"meaning": "compare directions: every embedding is scaled to length 1 first"})
-    sample: int = field(default=10_000, metadata={"meaning": "rows to cover and to pick from, at most, chosen by a hash; twice the budget if that is more"})
+    normalize: bool = field(default=True, metadata={"meaning": NORMALIZE})
+    sample: int = field(default=10_000, metadata={"meaning": SAMPLE})
 
     def __post_init__(self) -> None:
         check(self.sigma, self.sample)
@@ -62,8 +67,8 @@ class MaxHerding:
     family="low budget",
     needs=("embeddings", "logits"),
     direction="rise of the mean kernel coverage weighted by 1 - margin, 0 to 1; highest first",
-    complexity="O(s^2 d log(budget)) for s rows looked at, at most `sample` or twice the budget; 1,000 of 10,000 x 512 take a minute or two of 2 cores",
-    memory="O(s d): 8 bytes a coordinate, 0.04 GB for 10,000 x 512",
+    complexity=COMPLEXITY,
+    memory=MEMORY,
     source="Bae, Oliveira & Sutherland 2025",
     when="from few to many labels: like maxherding while labels are far apart, like margin once they are close",
 )
@@ -81,8 +86,8 @@ class UHerding:
     softmax_temperature: float = field(
         default=1.0, metadata={"meaning": "the logits are divided by it; calibrate it on labels that the model was not trained on"}
     )
-    normalize: bool = field(default=True, metadata={"meaning": "compare directions: every embedding is scaled to length 1 first"})
-    sample: int = field(default=10_000, metadata={"meaning": "rows to cover and to pick from, at most, chosen by a hash; twice the budget if that is more"})
+    normalize: bool = field(default=True, metadata={"meaning": NORMALIZE})
+    sample: int = field(default=10_000, metadata={"meaning": SAMPLE})
 
     def __post_init__(self) -> None:
         check(self.sigma, self.sample)
