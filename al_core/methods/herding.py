@@ -23,7 +23,7 @@ from al_core.softmax import margin
 if TYPE_CHECKING:
     import torch
 
-TIE = 1e-10  # rises of mean coverage that differ by no more are equal: rounding comes to 1e-12 at most
+TIE = 1e-10  # coverages that differ by no more are equal, and so are rises, times the sum of weights: rounding comes to 1e-12 of it at most
 KERNELS = 2**22  # kernel values computed at a time
 COINCIDENT = 1e-6  # distance of directions below which two labelled rows are one
 
@@ -47,7 +47,8 @@ SAMPLE = "rows to cover and to pick from, at most, chosen by a hash; twice the b
 class MaxHerding:
     """Rows that raise the mean kernel coverage of the pool most, one after the other.
 
-    Of rises that differ by less than 1e-10, as of two rows that only cover each other, the row that is covered least so far, then the lowest.
+    Of rises that differ by less than 1e-10 of what all available rows count for, as of two rows that only cover each other, the row that is covered
+    least so far, then the lowest.
     """
 
     sigma: float = field(default=1.0, metadata={"meaning": "width of the kernel exp(-distance^2 / sigma^2), in the embeddings' unit, after scaling"})
@@ -77,7 +78,7 @@ class UHerding:
     """Rows that raise the kernel coverage of what the model is unsure of most, one after the other.
 
     A row counts by 1 - margin of the class probabilities. The kernel is as wide as the least distance between two labelled rows, so that it narrows
-    as labels come. Of rises that differ by less than 1e-10, the row that is covered least so far, then the lowest.
+    as labels come. Of rises that differ by less than 1e-10 of what all available rows count for, the row that is covered least so far, then the lowest.
     """
 
     sigma: float | None = field(
@@ -161,6 +162,7 @@ class Coverage:
             self.x[part] = torch.from_numpy(cloud[part] - cloud.frame.origin)
         self.square = self.x.square().sum(dim=1)
         self.weights, self.covered = torch.from_numpy(weights).to(device), torch.from_numpy(covered).to(device)
+        self.tie = TIE * float(weights.sum())
         self.open = torch.ones(len(cloud), dtype=torch.bool, device=device)
         self.rise = self.gain(torch.ones_like(self.covered))
 
@@ -169,7 +171,7 @@ class Coverage:
         import torch
 
         rise = torch.where(self.open, self.rise, -torch.inf)
-        covered = torch.where(rise >= rise.max() - TIE, self.covered, torch.inf)
+        covered = torch.where(rise >= rise.max() - self.tie, self.covered, torch.inf)
         best = (covered <= covered.min() + TIE).int().argmax()  # the first
         score = max(float(rise[best]), 0.0)
         covered = torch.maximum(self.covered, self.kernel(best[None])[0])

@@ -29,12 +29,13 @@ def defined(k: Doubles, weights: Doubles, labeled: Sequence[int], available: Seq
     def coverage(centers: Sequence[int]) -> float:
         return float(np.mean([weights[row] * max((k[row, center] for center in centers), default=0.0) for row in every]))
 
+    tie = 1e-10 * sum(weights[row] for row in available) / len(every)
     picks: list[int] = []
     scores: list[float] = []
     for _ in range(budget):
         taken = [*labeled, *picks]
         rise = {row: coverage([*taken, row]) - coverage(taken) for row in available if row not in picks}
-        near = [row for row in rise if rise[row] >= max(rise.values()) - 1e-10]
+        near = [row for row in rise if rise[row] >= max(rise.values()) - tie]
         covered = {row: max((k[row, center] for center in taken), default=0.0) for row in near}
         best = min(row for row in near if covered[row] <= min(covered.values()) + 1e-10)
         picks.append(best)
@@ -137,6 +138,14 @@ def test_uherding_with_a_narrow_kernel_is_margin() -> None:
     one, other = select("uherding", pool, budget=60, seed=0, sigma=1e-4), select("margin", pool, budget=60, seed=0)
     np.testing.assert_array_equal(one.rows, other.rows)
     np.testing.assert_allclose(60 * one.scores, 1 - other.scores, atol=1e-10)
+
+
+def test_a_very_sure_model_s_doubts_still_differ() -> None:
+    sure = np.array([26.0, 29, 27, 28])  # doubts of 1e-11 and less
+    z = np.stack([np.zeros(4), sure], axis=1)
+    found = select("uherding", Pool(embeddings=line(0, 3, 1, 7), logits=z), budget=4, seed=0, normalize=False, sigma=0.1)
+    np.testing.assert_array_equal(found.rows, [0, 2, 3, 1])
+    np.testing.assert_allclose(found.scores, 2 * np.exp(-sure[found.rows]) / 4, rtol=1e-3)
 
 
 def test_a_sure_model_leaves_nothing_to_cover() -> None:
