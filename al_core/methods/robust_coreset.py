@@ -10,13 +10,14 @@ import numpy as np
 
 from al_core.bounds import Bools, Doubles
 from al_core.farthest import FarthestFirst, farthest_first
+from al_core.fingerprints import fingerprints
 from al_core.points import Points
 from al_core.pool import Pool, Rows
 from al_core.registry import method
 from al_core.selection import Selection
 
 PAIRS = 4_000_000  # of rows within the greedy radius, at most: what an integer program of this kind can still be solved for
-ORDERED_BY = 16  # coordinates that rows are put in order by
+ORDERED_BY = 16  # coordinates that rows are put in order by, before their fingerprints
 
 
 @method(
@@ -110,8 +111,8 @@ class Search:
     def __init__(self, points: Points, pool: Pool, budget: int, spare: int, greedy: float, end: float) -> None:
         self.points, self.labeled, self.budget, self.spare, self.best, self.end = points, pool.labeled, budget, spare, greedy, end
         self.bound = 0.0 if spare else greedy / 4  # without outliers, greedy is at most twice the best
-        order = np.lexsort(points.x[:, :ORDERED_BY][pool.available].T[::-1])
-        self.rows = pool.available[order]  # by their coordinates, so that the solver sees the same program however the pool is ordered
+        order = np.lexsort([fingerprints(points.x, pool.available), *points.x[:, :ORDERED_BY][pool.available].T[::-1]])
+        self.rows = pool.available[order]  # by what they hold, so that the solver sees the same program however the pool is ordered
         self.result, self.why = "greedy", ""
         self.near = np.full(len(self.rows), np.inf)  # to the nearest labelled row, where that is within the greedy radius
         self.one, self.other, self.square = np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0)  # pairs within it, each both ways
