@@ -35,10 +35,11 @@ class RobustCoreSet:
     """Rows that cover the pool with the smallest radius possible, a share of outliers left aside (robust k-center).
 
     Greedy picks are a first solution. Integer programs then decide whether a radius can be reached, for distances between rows alone, halving what is
-    left in between. `info["result"]`: "optimal", when no other choice has a smaller radius; "time limit", when the search did not end but found
-    something better than greedy; "greedy", when it did not, or `info["why"]` it could not be made. Where time runs out depends on the machine, and so
-    do the picks then. `info["radius"]` is the distance from a labelled or picked row within which all available rows but `info["outliers"]` lie,
-    `info["bound"]` what it cannot fall below, `info["greedy_radius"]` what greedy reached.
+    left in between. `info["result"]`: "optimal", when no other choice has a smaller radius; "time limit", when the search did not end in time but found
+    something better than greedy; "unfinished", when it did, but ended for another reason, `info["why"]`; "greedy", when it found nothing better in
+    time, or `info["why"]` it could not be made or did not end. Where time runs out depends on the machine, and so do the picks then. `info["radius"]`
+    is the distance from a labelled or picked row within which all available rows but `info["outliers"]` lie, `info["bound"]` what it cannot fall below,
+    `info["greedy_radius"]` what greedy reached.
 
     The picks come farthest first, as in coreset. Of several best choices one is taken that does not depend on the order of the rows.
     """
@@ -105,6 +106,10 @@ def filled(points: Points, pool: Pool, picks: Rows, budget: int, square: float) 
     return np.concatenate([picks, np.array(more, dtype=np.int64)])
 
 
+class SolverError(Exception):
+    """What the solver says where it finds neither a choice nor that there is none, and time has not run out."""
+
+
 class Search:
     """For the smallest radius, all radii squared: `best` is the smallest that was reached, `bound` one below which none can be."""
 
@@ -136,6 +141,8 @@ class Search:
                     last = int(np.searchsorted(levels, self.best))
         except TimeoutError:
             self.result = "greedy" if found is None else "time limit"
+        except SolverError as failure:
+            self.result, self.why = "greedy" if found is None else "unfinished", f"the solver gave up: {failure}"
         else:
             self.result, self.bound = "optimal", self.best
         return found
@@ -144,18 +151,18 @@ class Search:
         """Measure all pairs within the greedy radius, unless there are too many."""
         few = self.rows[:: len(self.rows) // 32 + 1]
         seen = sum(len(square) for _, _, square in self.points.within(few, self.rows, self.best))
-        total = seen * len(self.rows) // len(few)
+        expected, total = seen * len(self.rows) // len(few), 0
         parts: list[tuple[Rows, Rows, Doubles]] = []
-        if total < 2 * PAIRS:
-            total = 0
+        if expected < 2 * PAIRS:
             for part in self.points.within(self.rows, self.rows, self.best):
                 self.watch()
                 parts.append(part)
                 total += len(part[2])
                 if total > PAIRS:
                     break
-        if total > PAIRS:
-            self.why = f"about {total:,} pairs of rows lie within the greedy radius, and the program is made for {PAIRS:,} at most; use partitions"
+        if total > PAIRS or expected >= 2 * PAIRS:
+            number = f"more than {PAIRS:,}" if total else f"about {expected:,}"
+            self.why = f"{number} pairs of rows lie within the greedy radius, and the program is made for {PAIRS:,} at most; use partitions"
             return False
         self.one, self.other = (np.concatenate([part[side] for part in parts]).astype(np.int32) for side in (0, 1))
         self.square = np.concatenate([part[2] for part in parts])
@@ -178,6 +185,7 @@ class Search:
 
         Raises:
             TimeoutError: neither is known by the end.
+            SolverError: the solver gave up for another reason.
         """
         from scipy.optimize import Bounds, LinearConstraint, milp
         from scipy.sparse import csr_array, eye_array, hstack
@@ -202,8 +210,10 @@ class Search:
         )
         if solved.status == 2:
             return None
-        if solved.status != 0:
+        if solved.status == 1:
             raise TimeoutError
+        if solved.status != 0:
+            raise SolverError(solved.message)
         return np.asarray(solved.x[:rows] > 0.5)
 
     def reached(self, chosen: Bools) -> float:

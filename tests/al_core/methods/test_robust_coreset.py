@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -132,15 +133,41 @@ def test_what_is_found_before_time_runs_out_is_kept(monkeypatch: pytest.MonkeyPa
     assert info["bound"] <= best <= info["radius"] < info["greedy_radius"] == greedy  # type: ignore[operator]
 
 
-def test_too_many_pairs_are_left_to_greedy(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("solved_before", [0, 1])
+def test_a_solver_that_gives_up_is_quoted(solved_before: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    optimize = pytest.importorskip("scipy.optimize")
     x = np.random.default_rng(0).normal(size=(40, 3))
-    monkeypatch.setattr(robust_coreset, "PAIRS", 100)
+    best = robust(x, 6, labeled=[0], outliers=0.05).info["radius"]
+    real, chosen = optimize.milp, list[object]()
+
+    def milp(*arguments: Any, **options: Any) -> Any:
+        solved = real(*arguments, **options)
+        if len(chosen) < solved_before:
+            chosen.extend([solved] if solved.status == 0 else [])
+            return solved
+        return optimize.OptimizeResult(status=4, message="numerical difficulties encountered", x=None)
+
+    monkeypatch.setattr(optimize, "milp", milp)
+    info = dict(robust(x, 6, labeled=[0], outliers=0.05).info)
+    assert (info["result"], info["why"]) == (("greedy", "unfinished")[solved_before], "the solver gave up: numerical difficulties encountered")
+    assert info["bound"] <= best <= info["radius"] <= info["greedy_radius"]  # type: ignore[operator]
+    assert (info["radius"] < info["greedy_radius"]) == bool(solved_before)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("pairs", "number"), [(100, "about "), (None, "more than ")])
+def test_too_many_pairs_are_left_to_greedy(pairs: int | None, number: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    if pairs is None:  # just too few: they are counted
+        greedy = float(robust(x, 6, labeled=[0]).info["greedy_radius"])  # type: ignore[arg-type]
+        pairs = int((((x[1:, None] - x[1:]) ** 2).sum(axis=2) <= greedy**2).sum()) - 1
+        number += f"{pairs:,}"
+    monkeypatch.setattr(robust_coreset, "PAIRS", pairs)
     selection = robust(x, 6, labeled=[0])
     assert selection.rows.tolist() == select("coreset", Pool(embeddings=x, labeled=[0]), budget=6, seed=0).rows.tolist()
     assert selection.info["result"] == "greedy"
     why = str(selection.info["why"])
-    assert why.startswith("about ")
-    assert why.endswith(" pairs of rows lie within the greedy radius, and the program is made for 100 at most; use partitions")
+    assert why.startswith(number)
+    assert why.endswith(f" pairs of rows lie within the greedy radius, and the program is made for {pairs:,} at most; use partitions")
 
 
 @pytest.mark.parametrize("outliers", [-0.1, 1.0])
