@@ -64,7 +64,7 @@ class Processes:
         return self.joined(values_of(self.share(rows)))
 
     def first(self, value: Value) -> Value:
-        """What the first process gave; each has to call this. For what rounds differently on another kind of machine, and is to be the same for all."""
+        """What the first process gave; each has to call this. For what may differ between them, by rounding or by the clock, and is to be the same for all."""
         return self.gathered(value)[0]
 
     def agree(self, what: str, value: object) -> None:

@@ -194,7 +194,6 @@ def test_proposals_in_batches_follow_the_same_law() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_gives_the_same() -> None:
     x = blobs(n=3000, dim=40).astype(np.float32)
     assert same(kmeans(x, np.arange(3000), 30, np.random.default_rng(0), device="cuda"), run(x, 30))

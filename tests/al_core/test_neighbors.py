@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 
 import al_core.pool
 from al_core import neighbors as module
@@ -197,7 +196,6 @@ def test_balls_where_torch_is_told_to_multiply_with_fewer_bits() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_finds_the_same() -> None:
     x = np.random.default_rng(0).normal(size=(9000, 30)).astype(np.float32)
     on_gpu, squares = neighbors(x, np.arange(9000), 10, device="cuda")

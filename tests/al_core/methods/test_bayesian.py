@@ -201,7 +201,7 @@ def test_no_score_is_a_negative_zero() -> None:
         assert (scores == 0).all() and not np.signbit(scores).any()
 
 
-GPU = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")])
+GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 
 
 @pytest.mark.parametrize("device", ["cpu:0", GPU])  # torch's way of computing, on the CPU too

@@ -252,7 +252,7 @@ def test_approximate_graphs(index: str) -> None:
     assert len(np.intersect1d(selection.rows, exact.rows)) > 15
 
 
-GPU = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")])
+GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 
 
 @pytest.mark.parametrize("device", ["cpu:0", GPU])  # the graph's other search, on the CPU too
