@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib
 import statistics
 import sys
 import tempfile
@@ -30,6 +29,7 @@ import torch
 
 from al_core import Pool, select
 from al_core.pool import blocks
+from benchmarks.peers import peer
 from benchmarks.record import write
 
 Array = npt.NDArray[np.float32]
@@ -227,16 +227,6 @@ def batches(asked: argparse.Namespace) -> dict[str, Any]:
         second = statistics.median(in_turn({"batchbald": one}, asked.repeats)["batchbald"])
         table.append({"picks": budget, "seconds": round(second, 3), "megabytes": megabytes(one), **one().info})
     return figures | {"growth": table}
-
-
-@functools.cache
-def peer(module: str) -> Any:
-    """A peer's module, or None with a word."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        sys.stderr.write(f"{module} is skipped: {error}\n")
-        return None
 
 
 def in_turn(work: dict[str, Work], repeats: int) -> dict[str, list[float]]:

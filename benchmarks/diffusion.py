@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +29,7 @@ from al_core.bounds import Doubles
 from al_core.methods import diffusion
 from al_core.neighbors import Cloud, hnsw, ivf, neighbors
 from al_core.pool import Rows
+from benchmarks.peers import peer
 from benchmarks.record import write
 from benchmarks.scale import Memory
 
@@ -218,16 +217,6 @@ class Clock:
         """Seconds, and begin anew."""
         before, self.started = self.started, time.perf_counter()
         return round(self.started - before, 3)
-
-
-@functools.cache
-def peer(module: str) -> Any:
-    """A peer's module, or None with a word."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        sys.stderr.write(f"{module} is skipped: {error}\n")
-        return None
 
 
 if __name__ == "__main__":
