@@ -38,12 +38,16 @@ class Processes:
         """How many there are."""
         return 1 if self.group is None else self.group.size()
 
+    @property
+    def rank(self) -> int:
+        """Which of them this one is, from 0."""
+        return 0 if self.group is None else self.group.rank()
+
     def share(self, rows: Rows) -> Rows:
         """(about m / count,) the part of (m,) rows that this process works on; in the order of the processes the parts make up all."""
         if self.group is None:
             return rows
-        rank, count = self.group.rank(), self.count
-        return rows[len(rows) * rank // count : len(rows) * (rank + 1) // count]
+        return rows[len(rows) * self.rank // self.count : len(rows) * (self.rank + 1) // self.count]
 
     def gathered(self, value: Value) -> list[Value]:
         """What every process gave, in the order of the processes; each has to call this."""
@@ -65,7 +69,13 @@ class Processes:
 
     def first(self, value: Value) -> Value:
         """What the first process gave; each has to call this. For what may differ between them, by rounding or by the clock, and is to be the same for all."""
-        return self.gathered(value)[0]
+        if self.group is None:
+            return value
+        import torch.distributed
+
+        values = [value]
+        torch.distributed.broadcast_object_list(values, group=self.group, group_src=0)
+        return values[0]
 
     def agree(self, what: str, value: object) -> None:
         """Raise in every process unless all gave the same.

@@ -15,7 +15,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 from pydantic import Field
 
-from flows import results, tracking
+from flows import live, results, tracking
 from tasks import rounds
 from tasks.errors import RondoError
 from tasks.lock import locked
@@ -26,9 +26,11 @@ from tasks.workspace import Round, Workspace
 @task(task_run_name="{name} {stage}", cache_policy=NO_CACHE)
 def run_stage(root: str, name: str, stage: str) -> State[Any] | None:
     """Bring one stage up to date with `dvc repro --single-item`, its output in this task's log and its result in the artifacts."""
-    this = Round(Path(root), name)
+    this, logger = Round(Path(root), name), get_run_logger()
     try:
-        if rounds.run_stage(this, stage, on_line=get_run_logger().info):
+        with live.followed(Workspace(Path(root)), this, stage, logger.warning):
+            changed = rounds.run_stage(this, stage, on_line=logger.info)
+        if changed:
             results.publish(this, stage)
     except RondoError as error:  # its text is all that a user needs; no traceback
         return Failed(message=str(error), data=error)

@@ -54,24 +54,41 @@ def track(workspace: Workspace, name: str) -> str:
     """
     this = workspace.find_round(name)
     require_tracked(this)
-    for key, value in SETTINGS.items():
-        os.environ.setdefault(key, value)
-    from mlflow import MlflowClient
+    configure()
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     uri = tracking_uri(workspace)
-    require_answer(uri)
     lock = hashlib.md5((this.path / "dvc.lock").read_bytes(), usedforsecurity=False).hexdigest()
     try:
-        client = MlflowClient(tracking_uri=uri)
-        experiment = experiment_of(client, workspace, uri)
+        client, experiment = connected(workspace)
         there = written(client, experiment, this, lock)
         run = there or write(client, experiment, workspace, this, lock)
     except (MlflowException, SQLAlchemyError, OSError) as error:
         reason = redact(str(error).split("\n")[0])
         raise WorkspaceError(f"MLflow at {redact(uri)} does not take {name}: {reason}; the round is safe, close it again when this is mended") from error
     return f"{name} is run {run} of experiment {workspace.root.name!r} in {redact(uri)}{'; it was there already' if there else ''}"
+
+
+def configure() -> None:
+    """Settle what MLflow reads from the environment when it is imported."""
+    for key, value in SETTINGS.items():
+        os.environ.setdefault(key, value)
+
+
+def connected(workspace: Workspace) -> tuple[MlflowClient, str]:
+    """A client, and the id of the workspace's experiment.
+
+    Raises:
+        WorkspaceError: a server does not answer; and what MLflow raises.
+    """
+    configure()
+    from mlflow import MlflowClient
+
+    uri = tracking_uri(workspace)
+    require_answer(uri)
+    client = MlflowClient(tracking_uri=uri)
+    return client, experiment_of(client, workspace, uri)
 
 
 def tracking_uri(workspace: Workspace) -> str:

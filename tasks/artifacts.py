@@ -346,10 +346,18 @@ class Line(BaseModel):
     epoch: int  # from 1
     loss: float
     learning_rate: float
+    spread: float  # of the embeddings' directions: 1 as different as can be, 0 all alike
+    rank: float  # effective rank of the embeddings, 1 to their length
+    head_spread: float  # spread of what the method compares, behind its head
+    probe: float | None  # share of labelled images whose nearest neighbours vote for their label, 0 to 1; null without labels
+
+    def text(self) -> str:
+        """As it stands in the file."""
+        return json.dumps(self.model_dump(), sort_keys=True) + "\n"
 
 
 class PretrainCurve(Artifact):
-    """Loss over epochs of the self-supervised training, one JSON object a line."""
+    """Loss and health over epochs of the self-supervised training, one JSON object a line."""
 
     file = "${pool}/pretrain.jsonl"
     in_git = True
@@ -363,7 +371,7 @@ class PretrainCurve(Artifact):
             return cls([Line.model_validate_json(line) for line in path.read_text("utf-8").splitlines()])
 
     def save(self, path: Path) -> None:
-        path.write_text("".join(json.dumps(line.model_dump(), sort_keys=True) + "\n" for line in self.lines), "utf-8")
+        path.write_text("".join(line.text() for line in self.lines), "utf-8")
 
 
 # ---- folders and large arrays --------------------------------------------------------------------------------------------

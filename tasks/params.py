@@ -43,22 +43,45 @@ class Ingest(Section):
     workers: Positive = Field(2, description="processes that read and decode; does not change the result")
 
 
+class Launch(Section):
+    """Processes that do a stage's work together, one on each GPU."""
+
+    processes: Positive = Field(1, description="on this machine")
+    nodes: Positive = Field(1, description="machines that run the stage at the same time; RONDO_RENDEZVOUS says where they meet")
+
+
 class Pretrain(Section):
     """Self-supervised training of the encoder. Runs when a pool is made, not in every round."""
 
-    method: Literal["simclr", "none"] = Field("simclr", description="simclr, or none: the encoder keeps its random weights")
+    method: Literal["simclr", "mocov2", "vicreg", "barlow-twins", "dino", "swav", "none"] = Field(
+        "simclr", description="self-supervised method; none: the encoder keeps the weights that it begins with"
+    )
+    objective: dict[str, Any] = Field({}, description="parameters of the method, such as {temperature: 0.2}; `rondo open` writes every one out")
     encoder: Literal["small", "resnet18"] = Field("small", description="small: 4 convolutions, for images up to about 32 px; resnet18: for larger ones")
     image_size: Positive = Field(32, description="pixels; images are resized to image_size x image_size")
     epochs: Positive = Field(20, description="passes over the pool")
-    batch_size: Annotated[int, Field(ge=2)] = Field(256, description="images a step; SimCLR contrasts within it")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(0.003, description="peak of the cosine schedule (AdamW), after one epoch of warm-up")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(1e-4, description="AdamW's")
-    temperature: Annotated[float, Field(gt=0)] = Field(0.2, description="of the contrastive loss; lower = harder negatives")
+    batch_size: Annotated[int, Field(ge=2)] = Field(256, description="images a step, of all processes together")
+    accumulate: Positive = Field(1, description="parts that a step is done in where memory is short; images are contrasted within a part alone")
+    optimizer: Literal["adamw", "sgd", "lars"] = Field("adamw", description="adamw for batches of hundreds, lars for thousands, sgd as MoCo has it")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(0.003, description="peak; before it a linear rise, after it a cosine")
+    learning_rate_end: Annotated[float, Field(ge=0)] = Field(0.0, description="what the cosine falls to")
+    warmup_epochs: Annotated[float, Field(ge=0)] = Field(1.0, description="epochs of the rise")
+    momentum: Fraction = Field(0.9, description="of sgd and lars")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(1e-4, description="of matrices and convolutions; biases and batch norm are left free")
+    weight_decay_end: Annotated[float, Field(ge=0)] | None = Field(None, description="what it goes to along a cosine; null: stays")
+    clip: Annotated[float, Field(gt=0)] | None = Field(None, description="largest norm of the gradient; null: any")
     min_crop: Annotated[float, Field(gt=0, le=1)] = Field(0.4, description="smallest share of the image that a random crop keeps")
     color: Annotated[float, Field(ge=0)] = Field(0.5, description="strength of colour jitter; 0 for grey images")
+    grey: Fraction = Field(0.2, description="share of views that lose their colour")
     flip: bool = Field(True, description="mirror left-right; false where it changes the meaning (digits, text)")
     rotate: Annotated[float, Field(ge=0, le=180)] = Field(0.0, description="largest random rotation, degrees")
+    blur: Fraction = Field(0.0, description="share of views that are blurred; 0.5 for images of some 200 px, 0 for small ones")
+    solarize: Fraction = Field(0.0, description="share of views whose bright pixels are inverted")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the encoder's products; bfloat16 halves the time on a GPU")
+    compile: bool = Field(False, description="by torch.compile: minutes at the start, less time a step after")
+    threads: Positive = Field(1, description="of the CPU; another number gives other last bits, and more than there are idle cores take longer")
     workers: Annotated[int, Field(ge=0)] = Field(2, description="loader processes; does not change the result")
+    launch: Launch = Field(Launch(), description="processes that train together, and machines")
 
 
 class Embed(Section):
@@ -216,7 +239,7 @@ def render(params: Params) -> str:
 
 def entry(key: str, value: Any, description: str | None, annotation: Any) -> str:
     """`key: value  # meaning (choices)` on one line."""
-    plain = list(value) if isinstance(value, tuple) else value
+    plain = list(value) if isinstance(value, tuple) else value.model_dump() if isinstance(value, Section) else value
     text = yaml.safe_dump(plain, default_flow_style=True, width=10_000, allow_unicode=True).removesuffix("...\n").strip()
     choices = [str(choice) for choice in typing.get_args(annotation)] if typing.get_origin(annotation) is Literal else []
     missing = not all(choice in (description or "") for choice in choices)

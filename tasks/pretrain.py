@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
+import pandas as pd
 
-from tasks.artifacts import Line, Manifest, PretrainCurve, PretrainReport, Shards
+from tasks.artifacts import Line, Manifest, PretrainCurve, PretrainReport, Shards, StartLabels
 from tasks.images import Images
 from tasks.models import PoolEncoder
 from tasks.params import Pretrain
 from tasks.progress import line, say
 from tasks.stage import Run, stage
+
+if TYPE_CHECKING:
+    from al_core.pretraining.train import Epoch
+
+CHECKPOINT = ".pretrain.checkpoint.partial"  # beside what the stage writes; it outlives the stage's process, and ends with its success
+
+Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -24,50 +35,126 @@ class Pretrained:
     curve: PretrainCurve
 
 
+@dataclass(frozen=True)
+class Job:
+    """What every process of a training needs to know."""
+
+    params: Pretrain
+    images: Images
+    labels: Rows  # class numbers, -1 where unknown
+    seed: int
+    checkpoint: Path
+    inputs: str  # fingerprint of all that the result depends on
+    curve: Path  # where lines go as they come
+
+
 @stage("round", "seed")
-def pretrain(manifest: Manifest, shards: Shards, params: Pretrain, run: Run) -> Pretrained:
+def pretrain(manifest: Manifest, shards: Shards, start: StartLabels, params: Pretrain, run: Run) -> Pretrained:
     """Train the encoder on the pool's train images, without labels."""
-    from al_core import simclr
-    from al_core.devices import best_device
     from al_core.encoders import build, n_parameters
     from al_core.seeds import derive
+    from tasks.checkpoint import fingerprint
+    from tasks.launch import launched
 
     seed = derive(run.seed, run.round, "pretrain")
-    encoder = build(params.encoder, seed)
+    model = PoolEncoder.of(build(params.encoder, seed), params.image_size)
     rows = np.flatnonzero(manifest.frame["split"] == "train")
     lines: list[Line] = []
-    started = time.monotonic()
-
-    def on_epoch(epoch: int, loss: float, learning_rate: float) -> None:
-        lines.append(Line(epoch=epoch, loss=loss, learning_rate=learning_rate))
-        say(f"{line('pretrain: epochs', epoch, params.epochs, time.monotonic() - started)}, loss {loss:.4f}")
-
-    if params.method == "simclr":
-        augment = simclr.Augment(min_crop=params.min_crop, color=params.color, flip=params.flip, rotate=params.rotate)
-        simclr.train(
-            Images(manifest, shards.path, rows),
-            encoder,
-            image_size=params.image_size,
-            epochs=params.epochs,
-            batch_size=params.batch_size,
-            learning_rate=params.learning_rate,
-            weight_decay=params.weight_decay,
-            temperature=params.temperature,
-            augment=augment,
-            seed=seed,
-            workers=params.workers,
-            device=best_device(),
-            on_epoch=on_epoch,
+    if params.method != "none":
+        job = Job(
+            params,
+            Images(manifest, shards.path.resolve(), rows),
+            class_numbers(manifest, start)[rows],
+            seed,
+            checkpoint=run.scratch.resolve().parent / CHECKPOINT,
+            inputs=fingerprint(params.model_dump_json(), str(seed), run.params.code, *manifest.ids[rows]),
+            curve=run.scratch.resolve() / Path(PretrainCurve.file).name,
         )
+        model, lines = launched(trained, (job,), params.launch)
+        job.checkpoint.unlink(missing_ok=True)
     report = PretrainReport(
         method=params.method,
         encoder=params.encoder,
         image_size=params.image_size,
-        dim=encoder.dim,
-        parameters=n_parameters(encoder),
+        dim=model.dim,
+        parameters=n_parameters(model.network()),
         epochs=len(lines),
         images=len(rows),
         first_loss=lines[0].loss if lines else None,
         last_loss=lines[-1].loss if lines else None,
     )
-    return Pretrained(PoolEncoder.of(encoder, params.image_size), report, PretrainCurve(lines))
+    return Pretrained(model, report, PretrainCurve(lines))
+
+
+def class_numbers(manifest: Manifest, start: StartLabels) -> Rows:
+    """(n,) a number for each class that the source carries, -1 where there is none; for the probe alone."""
+    known = manifest.frame[["id"]].merge(start.frame[["id", "label"]], on="id", how="left")
+    return pd.Categorical(known["label"]).codes.astype(np.int64)
+
+
+def trained(job: Job) -> tuple[PoolEncoder, list[Line]]:
+    """The encoder and the curve, by one process alone or as a member of a group; all members give the same."""
+    from al_core.devices import best_device
+    from al_core.encoders import build
+    from al_core.pretraining import build as build_method
+    from al_core.pretraining.augment import Augment
+    from al_core.pretraining.train import Recipe, train
+    from tasks.checkpoint import Checkpoint
+    from tasks.launch import processes
+
+    params, group = job.params, processes()
+    method = build_method(params.method, params.objective)
+    encoder = build(params.encoder, job.seed)
+    curve = Curve(job.curve if group.rank == 0 else None, params.epochs)
+    train(
+        job.images,
+        method.over(encoder, epochs=params.epochs, seed=job.seed),
+        Recipe(**chosen(Recipe, params)),
+        views=method.views(params.image_size, params.min_crop, Augment(**chosen(Augment, params))),
+        source_size=params.image_size,
+        seed=job.seed,
+        workers=params.workers,
+        device=best_device(),
+        labels=job.labels,
+        processes=group,
+        store=Checkpoint(job.checkpoint, job.inputs),
+        on_epoch=curve,
+    )
+    return PoolEncoder.of(encoder, params.image_size), curve.lines
+
+
+def chosen(kind: type[Any], params: Pretrain) -> dict[str, Any]:
+    """The params that a dataclass has fields for."""
+    return {each.name: getattr(params, each.name) for each in fields(kind)}
+
+
+class Curve:
+    """Lines as they come: kept, written to a file and printed.
+
+    Args:
+        path: of the file; None: neither written nor printed.
+        epochs: how many there will be.
+    """
+
+    def __init__(self, path: Path | None, epochs: int) -> None:
+        self.path, self.epochs = path, epochs
+        self.lines: list[Line] = []
+        self.started, self.before = time.monotonic(), 0
+
+    def __call__(self, epoch: Epoch) -> None:
+        if epoch.resumed:
+            self.before = epoch.number
+        new = Line(epoch=epoch.number, loss=epoch.loss, learning_rate=epoch.learning_rate, **vars(epoch.health))
+        self.lines.append(new)
+        if self.path is None:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(new.text())
+        if not epoch.resumed:
+            say(f"{line('pretrain: epochs', epoch.number, self.epochs, time.monotonic() - self.started, self.before)}, {words(epoch)}")
+
+
+def words(epoch: Epoch) -> str:
+    """What an epoch has brought."""
+    probe = "" if epoch.health.probe is None else f", {100 * epoch.health.probe:.0f}% of neighbours agree"
+    return f"loss {epoch.loss:.4f}, rank {epoch.health.rank:.1f}{probe}"

@@ -57,9 +57,9 @@ class Told:
             say(line(f"{self.stage}: {what}", done, total, now - self.started[what]))
 
 
-def line(what: str, done: int, total: int, seconds: float) -> str:
-    """`ingest: files 1,200 of 20,000 (6%), 953/s, 20 s left`; at the end the time taken instead."""
-    rate = done / seconds if seconds > 0 else float("inf")
+def line(what: str, done: int, total: int, seconds: float, before: int = 0) -> str:
+    """`ingest: files 1,200 of 20,000 (6%), 953/s, 20 s left`; at the end the time taken instead. `before`: how many an earlier run had done."""
+    rate = (done - before) / seconds if seconds > 0 else float("inf")
     head = f"{what} {done:,} of {total:,}"
     speed = f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s"
     if done >= total:

@@ -18,7 +18,7 @@ from tasks.answers import check_classes, read, validate
 from tasks.artifacts import Answers, IngestReport, Labels, Manifest, PreviousLabels, Selection, StartLabels
 from tasks.code_version import code_version
 from tasks.errors import AnswersError, ArtifactError, ParamsError, RondoError, WorkspaceError
-from tasks.params import Params
+from tasks.params import Params, Pretrain
 from tasks.stage import AFTER_ANSWERS, BEFORE_ANSWERS, POOL_STAGES, pipeline
 from tasks.workspace import Round, Workspace, dvc_yaml
 
@@ -55,7 +55,7 @@ def open_pool(workspace: Workspace) -> Round:
     pool = Round(workspace.root, f"p{len(pools) + 1:03}")
     previous = f"../{pools[-1].name}" if pools else None
     params = frozen(workspace.params, round=pool.name, pool=".", previous=previous, here=".", model="encoder.safetensors", answers="known.parquet")
-    freeze(workspace, pool, params)
+    freeze(workspace, pool, params.model_copy(update={"pretrain": settle_pretrain(params.pretrain)}))
     return pool
 
 
@@ -141,6 +141,19 @@ def fetch_tables(workspace: Workspace) -> None:
     """Bring what `unlabelled` reads: a fresh clone has none of it."""
     pool, last = workspace.all("pools")[-1], workspace.all("rounds")[-1:]
     dvc.fetch_missing(workspace.root, [f"{pool.folder}/manifest.parquet", *(f"{each.folder}/labels.parquet" for each in (pool, *last))])
+
+
+def settle_pretrain(params: Pretrain) -> Pretrain:
+    """The section checked, with every parameter of its method explicit."""
+    if params.method == "none":
+        return params
+    from al_core.pretraining import build
+
+    try:
+        method = build(params.method, params.objective)
+    except ValueError as error:
+        raise ParamsError(f"pretrain.objective: {error}") from error
+    return params.model_copy(update={"objective": dict(vars(method))})
 
 
 def settle_method(spec: dict[str, Any], where: str) -> dict[str, Any]:

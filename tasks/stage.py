@@ -118,7 +118,7 @@ def execute(name: str, folder: Path) -> None:
         params = Params.load(Path("params.yaml"))
         check_code(params)
         files = {field: Path(resolve(kind.file, params)) for field, kind in it.writes.items()}
-        scratch = next(iter(files.values())).parent / f".{name}.partial"
+        scratch = scratch_of(next(iter(files.values())).parent, name)
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         try:
@@ -135,6 +135,11 @@ def execute(name: str, folder: Path) -> None:
             raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def scratch_of(folder: Path, name: str) -> Path:
+    """Where a stage builds what it writes into a folder."""
+    return folder / f".{name}.partial"
 
 
 def arguments(it: Stage, params: Params, scratch: Path) -> dict[str, Any]:

@@ -8,10 +8,12 @@ from tasks.errors import ParamsError
 from tasks.params import Acquire, ImportLabels, Ingest, Params, Pretrain, Programme, Retrain
 
 # digits and letters: no colour, no mirror images. On the 1,797 digits 15 epochs take half a minute on 2 cores, and more gain little
-GREY = Pretrain(encoder="small", image_size=16, epochs=15, batch_size=64, temperature=0.5, min_crop=0.5, color=0.0, flip=False, rotate=15.0)
+GREY = Pretrain(
+    encoder="small", image_size=16, epochs=15, batch_size=64, objective={"temperature": 0.5}, min_crop=0.5, color=0.0, grey=0.0, flip=False, rotate=15.0
+)
 # photographs: stronger colour jitter and crops and a lower temperature than the defaults, as linear probes on 100 to 300 labels of 2,003 clothes had it
-SMALL = Pretrain(encoder="small", image_size=32, epochs=40, batch_size=64, temperature=0.2, min_crop=0.2, color=0.8)
-PHOTOS = Pretrain(encoder="resnet18", image_size=64, epochs=20, batch_size=128, learning_rate=0.001, temperature=0.2, min_crop=0.2, color=0.8)
+SMALL = Pretrain(encoder="small", image_size=32, epochs=40, batch_size=64, objective={"temperature": 0.2}, min_crop=0.2, color=0.8)
+PHOTOS = SMALL.model_copy(update={"encoder": "resnet18", "image_size": 64, "epochs": 20, "batch_size": 128, "learning_rate": 0.001})
 PHOTOS_L2 = 0.03  # their features are noisier than those of digits: at 100 to 300 labels less overfits
 TINY_SETS = {"torchvision://cifar10": SMALL, "torchvision://cifar100": SMALL}
 DIGITS = list("0123456789")
@@ -38,7 +40,7 @@ def starting_params(
         raise ParamsError(f"--encoder is {encoder!r}; choose small (images up to about 32 px) or resnet18")
     if encoder is not None and encoder != pretrain.encoder:
         other = SMALL if encoder == "small" else PHOTOS
-        kept = {"color", "flip", "rotate"}  # what the images bear does not depend on the encoder
+        kept = {"color", "grey", "flip", "rotate"}  # what the images bear does not depend on the encoder
         pretrain = other.model_copy(update={key: getattr(pretrain, key) for key in kept})
     return Params.check(
         {

@@ -65,7 +65,7 @@ import sys
 for absent in ("lightly", "torchvision", "sklearn", "PIL", "timm", "faiss"):
     sys.modules[absent] = None
 import torch
-from al_core import encoders, features, finetune, linear, loading, metrics, simclr
+from al_core import encoders, features, finetune, linear, loading, metrics, pretraining
 print(encoders.build("small", 0).eval()(torch.rand(2, 3, 8, 8)).shape[1])
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

@@ -1,0 +1,79 @@
+"""Batch norm over the images of all processes, so that they train as one process with the whole batch would."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def synchronised(network: Network, group: ProcessGroup | None, device: torch.device) -> Network:
+    """The network, its batch norms replaced in place by such that share their statistics over the group; as it is without one.
+
+    On CUDA these are torch's own, which work nowhere else.
+    """
+    if group is None:
+        return network
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(network, group)
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, _BatchNorm) and not isinstance(child, Synchronised):
+                setattr(parent, name, Synchronised.like(child, group))
+    return network
+
+
+class Synchronised(_BatchNorm):
+    """Batch norm with the statistics of a group of processes, of as many images each; gradients flow through these statistics to all of them."""
+
+    group: ProcessGroup
+
+    @classmethod
+    def like(cls, other: _BatchNorm, group: ProcessGroup) -> Synchronised:
+        """One with the parameters and running statistics of another, not copies of them."""
+        new = cls(other.num_features, other.eps, other.momentum, other.affine, other.track_running_stats)
+        new.group = group
+        for name, parameter in other.named_parameters():
+            new.register_parameter(name, parameter)
+        for name, buffer in other.named_buffers():
+            new.register_buffer(name, buffer)
+        return new.train(other.training)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any number of dimensions will do."""
+
+    def forward(self, input: Tensor) -> Tensor:  # (b, c, ...) -> (b, c, ...)
+        if not self.training:
+            return super().forward(input)
+        over = [each for each in range(input.ndim) if each != 1]
+        shape = [1, -1] + [1] * (input.ndim - 2)
+        mean = self.shared(input.mean(over))
+        around = input - mean.view(shape)
+        variance = self.shared(around.square().mean(over))
+        self.remember(mean.detach(), variance.detach(), self.group.size() * input.numel() // input.shape[1])
+        scaled = around * (variance + self.eps).rsqrt().view(shape)
+        return scaled * self.weight.view(shape) + self.bias.view(shape) if self.affine else scaled
+
+    def shared(self, values: Tensor) -> Tensor:
+        """Mean over the processes."""
+        from torch.distributed.nn.functional import all_reduce
+
+        mean: Tensor = all_reduce(values.contiguous(), group=self.group) / self.group.size()
+        return mean
+
+    @torch.no_grad()
+    def remember(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """Move the running statistics towards those of a batch of so many values a channel."""
+        if not self.track_running_stats or self.num_batches_tracked is None or self.running_mean is None or self.running_var is None:
+            return
+        self.num_batches_tracked.add_(1)
+        share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance * count / (count - 1), share)

@@ -1,0 +1,140 @@
+"""The stage as DVC runs it: killed and run again, shared by processes, and what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tasks import rounds
+from tasks.artifacts import PretrainCurve, PretrainReport
+from tasks.errors import ParamsError
+from tasks.launch import LaunchError, launched
+from tasks.models import PoolEncoder
+from tasks.params import Launch
+from tasks.pretrain import CHECKPOINT
+from tasks.stage import execute
+from tasks.workspace import Round, Workspace
+
+SHORT: dict[str, Any] = {"method": "simclr", "image_size": 8, "epochs": 3, "batch_size": 16, "workers": 0, "objective": {"projection": 8}}
+
+
+@pytest.fixture
+def opened(digits_folder: Path, begun: Callable[..., Workspace]) -> Callable[..., Round]:
+    """Makes a pool of real digits with their labels, ready to pretrain."""
+
+    def make(**changes: object) -> Round:
+        workspace = begun(pretrain=SHORT | changes, ingest={"source": str(digits_folder), "workers": 1})
+        this = rounds.open_pool(workspace)
+        execute("ingest", this.path)
+        return this
+
+    return make
+
+
+def lines(this: Round) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (this.path / "pretrain.jsonl").read_text("utf-8").splitlines()]
+
+
+def test_the_stage_writes_an_encoder_its_report_and_its_curve(opened: Callable[..., Round], capsys: pytest.CaptureFixture[str]) -> None:
+    this = opened()
+    execute("pretrain", this.path)
+    curve, report = PretrainCurve.load(this.path / "pretrain.jsonl").lines, PretrainReport.load(this.path / "encoder.json")
+    assert [line.epoch for line in curve] == [1, 2, 3]
+    assert (report.method, report.epochs, report.first_loss, report.last_loss) == ("simclr", 3, curve[0].loss, curve[-1].loss)
+    assert all(line.probe is not None and line.probe > 0.5 for line in curve), "three digits are easily told apart"
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("pretrain: ")]
+    assert [line.split(" (")[0].split(",")[0] for line in said] == [f"pretrain: epochs {epoch} of 3" for epoch in (1, 2, 3)]
+    assert said[0].endswith(f"loss {curve[0].loss:.4f}, rank {curve[0].rank:.1f}, {100 * (curve[0].probe or 0):.0f}% of neighbours agree")
+    assert not (this.path / CHECKPOINT).exists()
+
+
+def test_a_frozen_pool_says_every_parameter_of_its_method(opened: Callable[..., Round]) -> None:
+    assert opened().params.pretrain.objective == {"temperature": 0.5, "projection": 8}
+
+
+def test_a_parameter_that_the_method_does_not_have_is_refused_when_the_pool_is_opened(opened: Callable[..., Round]) -> None:
+    with pytest.raises(ParamsError, match=r"^pretrain.objective: simclr has no parameter 'temprature'; did you mean 'temperature'\?$"):
+        opened(objective={"temprature": 0.1})
+
+
+def test_killed_again_and_again_it_ends_with_the_same_bytes(opened: Callable[..., Round], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real process, killed as soon as it has kept a state; then once more with nothing in its way."""
+    this = opened(epochs=40)
+    execute("pretrain", this.path)
+    encoder, curve = (this.path / "encoder.safetensors").read_bytes(), (this.path / "pretrain.jsonl").read_bytes()
+    (this.path / "encoder.safetensors").unlink()
+    for deaths in (1, 2):
+        before = kept_at(this)
+        process = subprocess.Popen([sys.executable, "-m", "tasks", "pretrain", str(this.path)], env=os.environ | {"OMP_NUM_THREADS": "1"})
+        deadline = time.monotonic() + 120
+        while kept_at(this) == before:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (this.path / "encoder.safetensors").exists(), deaths
+    execute("pretrain", this.path)
+    assert (this.path / "encoder.safetensors").read_bytes() == encoder
+    assert (this.path / "pretrain.jsonl").read_bytes() == curve
+
+
+def kept_at(this: Round) -> int:
+    """When the checkpoint was written last."""
+    path = this.path / CHECKPOINT
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def test_a_checkpoint_of_other_params_is_not_gone_on_from(opened: Callable[..., Round], capsys: pytest.CaptureFixture[str]) -> None:
+    this = opened()
+    with pytest.raises(ValueError, match="the loss of epoch"):
+        rewrite(this, learning_rate=1e30, epochs=3)
+        execute("pretrain", this.path)
+    rewrite(this, learning_rate=0.001, epochs=3)
+    execute("pretrain", this.path)
+    clean = PoolEncoder.load(this.path / "encoder.safetensors").digest()
+    rewrite(this, learning_rate=0.002, epochs=3)
+    execute("pretrain", this.path)
+    assert PoolEncoder.load(this.path / "encoder.safetensors").digest() != clean
+
+
+def rewrite(this: Round, **changes: object) -> None:
+    """Change the frozen params, as nobody should."""
+    params = this.params
+    section = params.pretrain.model_copy(update=changes)
+    (this.path / "params.yaml").write_text(params.model_copy(update={"pretrain": section}).dump(), "utf-8")
+
+
+def test_two_processes_train_together(opened: Callable[..., Round]) -> None:
+    this = opened()
+    execute("pretrain", this.path)
+    alone = lines(this)
+    rewrite(this, launch=Launch(processes=2))
+    execute("pretrain", this.path)
+    together = lines(this)
+    assert [line["loss"] for line in together] == pytest.approx([line["loss"] for line in alone], rel=2e-3)
+    weights = PoolEncoder.load(this.path / "encoder.safetensors").weights
+    assert all(np.isfinite(value).all() for value in weights.values())
+
+
+def test_what_a_process_of_several_says_when_it_fails_is_passed_on(opened: Callable[..., Round]) -> None:
+    this = opened(batch_size=9, launch={"processes": 2})
+    with pytest.raises(
+        LaunchError, match=r"process \d of 2 failed: ValueError: pretrain.batch_size is 9, which 1 parts .* of 2 processes .* cannot share evenly"
+    ):
+        execute("pretrain", this.path)
+
+
+def test_several_nodes_need_a_place_to_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RONDO_RENDEZVOUS", raising=False)
+    with pytest.raises(LaunchError, match=r"launch.nodes is 2, so RONDO_RENDEZVOUS has to say where they meet: HOST:PORT of one of them, the same on all"):
+        launched(print, (), Launch(nodes=2))
