@@ -119,7 +119,7 @@ class Drawn:
 def boxes(area: tuple[float, float], rng: np.random.Generator, n: int) -> tuple[Draws, Draws, Draws, Draws]:
     """Left, top, width and height of n crops of a square of side 1: the first of TRIES that fits, else all of it."""
     share = rng.uniform(*area, (n, TRIES))
-    aspect = np.exp(rng.uniform(*np.log(ASPECT), (n, TRIES)))
+    aspect = np.exp(rng.uniform(np.log(ASPECT[0]), np.log(ASPECT[1]), (n, TRIES)))
     width, height = np.sqrt(share * aspect), np.sqrt(share / aspect)
     fits = (width <= 1) & (height <= 1)
     first = fits.argmax(axis=1)[:, None]

@@ -22,7 +22,8 @@ def synchronised(network: Network, group: ProcessGroup | None, device: torch.dev
     if group is None:
         return network
     if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(network, group)
+        converted: Network = nn.SyncBatchNorm.convert_sync_batchnorm(network, group)  # type: ignore[no-untyped-call]
+        return converted
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if isinstance(child, _BatchNorm) and not isinstance(child, Synchronised):
@@ -65,7 +66,7 @@ class Synchronised(_BatchNorm):
         """Mean over the processes."""
         from torch.distributed.nn.functional import all_reduce
 
-        mean: Tensor = all_reduce(values.contiguous(), group=self.group) / self.group.size()
+        mean: Tensor = all_reduce(values.contiguous(), group=self.group) / self.group.size()  # type: ignore[no-untyped-call]
         return mean
 
     @torch.no_grad()

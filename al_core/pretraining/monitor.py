@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,7 +52,7 @@ def health(embeddings: Tensor, compared: Tensor | None = None, labels: Rows | No
 
 def spread(x: Tensor) -> float:
     """Of the directions of (n, d) vectors."""
-    return float(normalize(x).std(dim=0, correction=0).mean()) * x.shape[1] ** 0.5
+    return float(normalize(x).std(dim=0, correction=0).mean()) * math.sqrt(x.shape[1])
 
 
 def probe(directions: Tensor, labels: Rows) -> float | None:

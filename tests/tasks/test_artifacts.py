@@ -7,7 +7,8 @@ from tasks.errors import ArtifactError
 
 
 def test_a_curve_comes_back_as_it_was(tmp_path: Path) -> None:
-    lines = [Line(epoch=epoch, loss=1 / epoch, learning_rate=0.001) for epoch in (1, 2, 3)]
+    more = {"spread": 0.5, "rank": 7.25, "head_spread": 0.9}
+    lines = [Line(epoch=epoch, loss=1 / epoch, learning_rate=0.001, probe=None if epoch == 1 else 0.75, **more) for epoch in (1, 2, 3)]
     PretrainCurve(lines).save(tmp_path / "pretrain.jsonl")
     assert PretrainCurve.load(tmp_path / "pretrain.jsonl").lines == lines
 
