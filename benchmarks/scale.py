@@ -6,8 +6,8 @@
 Signals are memory-mapped files of clustered embeddings and a linear head's logits, made once in a scratch folder: 2 GB of embeddings at a million rows.
 Memory is what the process holds beyond mapped files (anonymous resident memory), above what it held before the selection. `cpu_seconds` are those of all
 threads together, which other work on the machine hardly changes. The first axis runs at the middle budget, the second at the middle number of rows, and
-the two largest together. A run that takes longer than `--minutes` is stopped and said so. Methods that look for neighbours use faiss's ivf index, since an
-exact graph of a million rows takes hours of a CPU.
+the two largest together. A run that takes longer than `--minutes` is stopped and said so. Results are written method by method, beside those that are
+there already; an entry says what parameters beside the defaults it ran with.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ import numpy as np
 
 from al_core import Pool, methods, select
 from al_core.registry import card
-from benchmarks.record import write
+from benchmarks.record import RESULTS, machine, write
 
 PASSES, LABELED, CLUSTERS = 10, 1000, 500
 BLOCK = 20_000  # rows made at a time
-PARAMS = {"diffusion": {"index": "ivf"}, "typiclust": {"index": "ivf"}}  # beside the defaults
+PARAMS: dict[str, dict[str, Any]] = {"diffusion": {"index": "hnsw"}}  # beside the defaults; an exact graph of a million rows takes hours of a CPU
 
 
 def main() -> None:
@@ -54,9 +54,18 @@ def main() -> None:
         folder = arguments.folder or Path(scratch)
         for rows in arguments.rows:
             make(folder / str(rows), rows, arguments.dim, arguments.classes)
-        runs = {name: [run(name, folder, rows, budget, arguments) for rows, budget in points(arguments.rows, arguments.budgets)] for name in arguments.methods}
-    shape = {"dim": arguments.dim, "classes": arguments.classes, "passes": PASSES, "labelled": LABELED, "device": arguments.device, "params": PARAMS}
-    print(write("scale", {"signals": shape, "methods": runs}).read_text())  # noqa: T201
+        for name in arguments.methods:
+            keep(name, [run(name, folder, rows, budget, arguments) for rows, budget in points(arguments.rows, arguments.budgets)], arguments)
+
+
+def keep(name: str, runs: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
+    """Write a method's runs beside what was measured with the same signals on the same machine; of the same size, the new run counts."""
+    shape = {"dim": arguments.dim, "classes": arguments.classes, "passes": PASSES, "labelled": LABELED, "device": arguments.device}
+    path = RESULTS / "scale.json"
+    before: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    known = before["methods"] if before.get("signals") == shape and before.get("machine") == machine() else {}
+    sizes = {(each["rows"], each["budget"]): each for each in known.get(name, []) + runs}
+    write("scale", {"signals": shape, "methods": known | {name: [sizes[size] for size in sorted(sizes)]}})
 
 
 def points(rows: list[int], budgets: list[int]) -> list[tuple[int, int]]:
@@ -94,7 +103,7 @@ def make(folder: Path, rows: int, dim: int, classes: int) -> None:
 
 def run(method: str, folder: Path, rows: int, budget: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """One run in a process of its own."""
-    size = {"rows": rows, "budget": budget}
+    size = {"rows": rows, "budget": budget, "params": PARAMS.get(method, {})}
     command = [sys.executable, "-m", "benchmarks.scale", "--one", method, str(rows), str(budget), "--folder", str(folder), "--device", arguments.device]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60 * arguments.minutes)
