@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +73,21 @@ def test_some_rows(tmp_path: Path) -> None:
     assert len(Images(manifest, tmp_path, [])) == 0
     again = pickle.loads(pickle.dumps(some))  # noqa: S301
     assert np.array_equal(np.asarray(again[0]), PIXELS + 3)
+
+
+def test_files_of_one_length_are_read_at_once(tmp_path: Path) -> None:
+    files = [bytes([i] * 5) for i in range(6)]
+    (tmp_path / "a.tar").write_bytes(b"head" + b"".join(files[:4]))
+    (tmp_path / "b.tar").write_bytes(b"".join(files[4:]))
+    row = {"uri": "", "uris": [""], "split": "train", "width": 1, "height": 1, "format": "PNG", "length": 5}
+    places = [("a.tar", 4 + 5 * i) for i in range(4)] + [("b.tar", 0), ("b.tar", 5)]
+    images = Images(Manifest.of([{**row, "id": f"{i:064}", "shard": shard, "offset": offset} for i, (shard, offset) in enumerate(places)]), tmp_path)
+    with patch.object(os, "preadv", wraps=os.preadv) as read:
+        for rows in ([0, 1, 2, 3, 4, 5], [3, 2, 2, 5, 4], []):
+            out = np.empty((len(rows), 5), np.uint8)
+            images.fill(rows, out)
+            assert [each.tobytes() for each in out] == [files[row] for row in rows]
+    assert [len(call.args[1][0]) for call in read.call_args_list] == [20, 10, 5, 5, 5, 5, 5]
 
 
 def test_missing_shard(images: Images, tmp_path: Path) -> None:
