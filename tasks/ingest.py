@@ -19,6 +19,7 @@ import yaml
 from tasks.artifacts import IngestReport, Known, Manifest, Quarantine, Shards, StartLabels
 from tasks.errors import SourceError
 from tasks.images import SUFFIXES
+from tasks.pack import Pack, make
 from tasks.params import Ingest, Params
 from tasks.progress import progress, say
 from tasks.reading import Bad, read_all
@@ -39,6 +40,7 @@ class Ingested:
     labels: StartLabels
     quarantine: Quarantine
     report: IngestReport
+    pack: Pack
 
 
 @stage("round", "previous")
@@ -79,7 +81,7 @@ def ingest(params: Ingest, run: Run) -> Ingested:
                 placed[seen.id] = Placed(seen.id, *writer.add(f"{seen.id}.{SUFFIXES[seen.format]}", data), len(data), seen.width, seen.height, seen.format)
     if not any(ids):
         raise SourceError(f"none of the {len(bad)} files of {source.name!r} is a readable image:\n" + "\n".join(f"  {each}" for each in bad[:5]))
-    return assemble(source, Found(ids, list(placed.values()), bad, len(kept)), previous, shards, params, run.round)
+    return assemble(source, Found(ids, list(placed.values()), bad, len(kept)), previous, shards, params, run)
 
 
 # ---- shards ----------------------------------------------------------------------------------------------------------------------
@@ -103,8 +105,8 @@ class Placed(NamedTuple):
 class Previous:
     """The pool before, or nothing where this is the first."""
 
-    def __init__(self, table: pa.Table, shards: Path | None = None, source: str | None = None) -> None:
-        self.table, self.shards, self.source = table, shards, source
+    def __init__(self, table: pa.Table, shards: Path | None = None, source: str | None = None, pack: Pack | None = None) -> None:
+        self.table, self.shards, self.source, self.pack = table, shards, source, pack
         self.rows: dict[str, int] = {image_id: row for row, image_id in enumerate(table["id"].to_pylist())}
 
     @classmethod
@@ -112,7 +114,7 @@ class Previous:
         """The pool that the params name; one that names itself, or none, is the first.
 
         Raises:
-            ArtifactError: the pool is named but its manifest or shards are not there.
+            ArtifactError: the pool is named but its manifest, shards or pack are not there.
         """
         if params.previous is None or Path(params.previous).resolve() == Path(params.pool).resolve():
             return cls(Manifest.schema.empty_table())
@@ -122,7 +124,7 @@ class Previous:
             source = yaml.safe_load((folder / "params.yaml").read_text("utf-8"))["ingest"]["source"]
         except (OSError, KeyError, TypeError, yaml.YAMLError):
             source = None  # then uris cannot be trusted to mean the same files
-        return cls(manifest.table, Shards.load(folder / "shards").path, source)
+        return cls(manifest.table, Shards.load(folder / "shards").path, source, Pack.load(folder / "pack"))
 
     def take_over(self, source: Source, params: Ingest) -> dict[str, str]:
         """Ids by uri of the files that need not be read: same source, same uri, same size."""
@@ -178,8 +180,8 @@ class Found:
     reused: int  # files that were not read
 
 
-def assemble(source: Source, found: Found, previous: Previous, shards: Path, params: Ingest, pool: str) -> Ingested:
-    """The pool's tables, and in `shards` the shards that it shares with the pool before."""
+def assemble(source: Source, found: Found, previous: Previous, shards: Path, params: Ingest, run: Run) -> Ingested:
+    """The pool's tables, in `shards` the shards that it shares with the pool before, and its pack."""
     files = [(image_id, entry) for image_id, entry in zip(found.ids, source.entries, strict=True) if image_id is not None]
     files.sort(key=lambda file: file[0])  # stable: within an image the uris stay sorted
     every = np.array([image_id for image_id, _ in files], dtype="S64")
@@ -214,14 +216,18 @@ def assemble(source: Source, found: Found, previous: Previous, shards: Path, par
         bytes=int(np.asarray(places["length"]).sum()),
     )
     say(f"ingest: {summary(report)}")
-    start = pd.DataFrame({"id": ids[given], "label": labels[given], "round": pool, "annotator": "source", "arm": "source"})
+    start = pd.DataFrame({"id": ids[given], "label": labels[given], "round": run.round, "annotator": "source", "arm": "source"})
+    manifest = Manifest.of({**{key: places[key] for key in Placed._fields}, "uri": uris.take(starts), "uris": grouped, "split": splits})
+    most_bytes = params.shard_megabytes * 10**6
+    pack = make(run.scratch / "pack", params.cache, manifest, Shards(shards), previous.pack, pool=run.round, most_bytes=most_bytes, workers=params.workers)
     return Ingested(
-        Manifest.of({**{key: places[key] for key in Placed._fields}, "uri": uris.take(starts), "uris": grouped, "split": splits}),
+        manifest,
         Shards(shards),
         Known.of({"id": ids[known], "label": labels[known]}),
         StartLabels.of(start),
         Quarantine.of([each._asdict() for each in found.bad]),
         report,
+        pack,
     )
 
 

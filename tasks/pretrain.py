@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tasks.artifacts import Line, Manifest, PretrainCurve, PretrainReport, Shards
-from tasks.images import Images
 from tasks.models import PoolEncoder
+from tasks.pack import Pack, images_for
 from tasks.params import Pretrain
 from tasks.progress import line, say
 from tasks.stage import Run, stage
@@ -25,7 +25,7 @@ class Pretrained:
 
 
 @stage("round", "seed")
-def pretrain(manifest: Manifest, shards: Shards, params: Pretrain, run: Run) -> Pretrained:
+def pretrain(manifest: Manifest, shards: Shards, pack: Pack, params: Pretrain, run: Run) -> Pretrained:
     """Train the encoder on the pool's train images, without labels."""
     from al_core import simclr
     from al_core.devices import best_device
@@ -45,7 +45,7 @@ def pretrain(manifest: Manifest, shards: Shards, params: Pretrain, run: Run) -> 
     if params.method == "simclr":
         augment = simclr.Augment(min_crop=params.min_crop, color=params.color, flip=params.flip, rotate=params.rotate)
         simclr.train(
-            Images(manifest, shards.path, rows),
+            images_for("pretrain", params.image_size, manifest, shards, pack).only(rows),
             encoder,
             image_size=params.image_size,
             epochs=params.epochs,
