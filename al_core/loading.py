@@ -79,15 +79,29 @@ class Square:
     size: int
 
     def __call__(self, image: Image) -> Tensor:
+        return pixels(self.of(image))
+
+    def of(self, image: Image) -> Image:
+        """The image itself where it has the size already."""
         side = (self.size, self.size)
-        return pixels(image if image.size == side else image.resize(side, BILINEAR))
+        return image if image.size == side else image.resize(side, BILINEAR)
 
 
 def pixels(image: Image) -> Tensor:
     """(3, height, width) uint8 of an RGB image."""
+    return torch.from_numpy(rgb(image).copy()).permute(2, 0, 1)
+
+
+def rgb(image: Image) -> Bytes:
+    """(height, width, 3) of an RGB image, read-only."""
     if image.mode != "RGB":
         raise ValueError(f"an image has mode {image.mode!r}, expected 'RGB'; convert it where it is read")
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return np.asarray(image)
+
+
+def channels_first(array: Bytes) -> Tensor:
+    """(B, height, width, 3) as (B, 3, height, width), without moving a byte."""
+    return torch.from_numpy(array).permute(0, 3, 1, 2)
 
 
 def unit(batch: Tensor, device: torch.device, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
@@ -145,7 +159,7 @@ def copied(images: Decoded, batches: Iterable[list[Pick]]) -> Iterator[Tensor]:
     """Batches of the images as they are, (B, 3, height, width) uint8 whose channels lie side by side; a thread copies some ahead."""
 
     def copy(rows: list[int]) -> Tensor:
-        batch = torch.from_numpy(images.take(rows)).permute(0, 3, 1, 2)
+        batch = channels_first(images.take(rows))
         return batch.pin_memory() if torch.cuda.is_available() else batch
 
     waiting: deque[Future[Tensor]] = deque()
@@ -169,6 +183,8 @@ class Views(Dataset[Tensor]):
         try:
             if isinstance(self.images, Stored):
                 self.images.expect([row for _, row in picks])
+            if isinstance(self.view, Square):  # draws nothing
+                return channels_first(np.stack([rgb(self.view.of(self.images[row])) for _, row in picks]))
             with seeded(self.seed, "views"):
                 return torch.stack([self.one(epoch, row) for epoch, row in picks])
         except Exception as error:
