@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 from collections.abc import Iterator, Sequence
@@ -46,10 +47,11 @@ TURNS = {  # EXIF orientation: what makes the picture upright
 class Images(Sequence[Image.Image]):
     """A pool's images by row, as upright RGB; picklable, and safe to read from several threads and processes.
 
-    Row i is row i of the manifest (or of another table with `shard`, `offset` and `length`), or row `rows[i]` where `rows` is given.
+    Row i is row i of the manifest, or row `rows[i]` where `rows` is given. Instead of the manifest there may be the index of a pack; its files' hashes are
+    not the images' ids, and so are not checked (`hashed`).
     """
 
-    def __init__(self, manifest: Table, shards: Path, rows: npt.ArrayLike | None = None) -> None:
+    def __init__(self, manifest: Table, shards: Path, rows: npt.ArrayLike | None = None, *, hashed: bool = True) -> None:
         chosen = np.arange(len(manifest)) if rows is None else np.asarray(rows, dtype=np.int64)
         names = manifest.table["shard"].combine_chunks().dictionary_encode()
         self.folder = shards
@@ -57,6 +59,7 @@ class Images(Sequence[Image.Image]):
         self.shard = np.asarray(names.indices)[chosen]  # (n,) position in names
         self.offset = np.asarray(manifest.table["offset"])[chosen]  # (n,) bytes
         self.length = np.asarray(manifest.table["length"])[chosen]  # (n,) bytes
+        self.ids = np.asarray(manifest.table["id"].to_pylist(), dtype="S64")[chosen] if hashed else None  # (n,) hexadecimal sha256 of the files
 
     def __len__(self) -> int:
         return len(self.offset)
@@ -79,6 +82,7 @@ class Images(Sequence[Image.Image]):
         chosen, part = np.asarray(rows, dtype=np.int64), object.__new__(Images)
         part.folder, part.names = self.folder, self.names
         part.shard, part.offset, part.length = self.shard[chosen], self.offset[chosen], self.length[chosen]
+        part.ids = None if self.ids is None else self.ids[chosen]
         return part
 
     def bytes_of(self, row: int) -> bytes:
@@ -86,13 +90,15 @@ class Images(Sequence[Image.Image]):
 
         Raises:
             IndexError: there is no such row.
-            ArtifactError: its shard is missing or too short.
+            ArtifactError: its shard is missing or too short, or holds other bytes there.
         """
         offset, length = int(self.offset[row]), int(self.length[row])
         with self.opened(row) as file:
             data = os.pread(file, length, offset)
         if len(data) < length:
             raise self.too_short(row, len(data), length)
+        if self.ids is not None and hashlib.sha256(data).hexdigest() != self.ids[row].decode():
+            raise ArtifactError(f"{self.place(row)}: the shard has changed, the sha256 of the image is not its id; restore it with `dvc checkout`")
         return data
 
     def fill(self, rows: Sequence[int], out: npt.NDArray[np.uint8]) -> None:

@@ -75,7 +75,7 @@ class Pack(Folder):
         assert cache is not None, "asked for the squares of a pack that has none"
         if not index.table["id"].equals(manifest.table["id"]):
             raise ArtifactError(f"{self.path} was made for another manifest ({len(index)} rows, expected {len(manifest)}); restore it with `dvc checkout`")
-        files = Images(index, self.path)
+        files = Images(index, self.path, hashed=False)
         return files if cache.format == "jpeg" else RawImages(files, cache.size)
 
 
