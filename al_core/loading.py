@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
@@ -158,12 +159,15 @@ def load(images: Images, batches: Iterable[list[Pick]], view: View, *, seed: int
 def copied(images: Decoded, batches: Iterable[list[Pick]]) -> Iterator[Tensor]:
     """Batches of the images as they are, (B, 3, height, width) uint8 whose channels lie side by side; a thread copies some ahead."""
 
+    pinned = torch.cuda.is_available()
+
     def copy(rows: list[int]) -> Tensor:
         batch = channels_first(images.take(rows))
-        return batch.pin_memory() if torch.cuda.is_available() else batch
+        return batch.pin_memory() if pinned else batch
 
     waiting: deque[Future[Tensor]] = deque()
-    with ThreadPoolExecutor(1, "copied") as thread:
+    begin = partial(torch.cuda.set_device, torch.cuda.current_device()) if pinned else None  # else the thread would be on the first device
+    with ThreadPoolExecutor(1, "copied", begin) as thread:
         for picks in batches:
             waiting.append(thread.submit(copy, [row for _, row in picks]))
             if len(waiting) > AHEAD:
@@ -236,6 +240,11 @@ class Resized:
 
     def __getitem__(self, row: int, /) -> Image:
         return self.images[row].resize((self.size, self.size), BILINEAR)
+
+    def expect(self, rows: Sequence[int], /) -> None:
+        """Have the system fetch what these rows need, where they are in files."""
+        if isinstance(self.images, Stored):
+            self.images.expect(rows)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Feeding a network: loading out of a pack beside Pillow and torchvision on the files themselves; embedding from end to end beside the model alone.
 
-    python -m benchmarks.feeding [--images 512] [--size 224] [--encoders small:28:256:512 resnet18:224:32:128] [--precision float32] [--device cpu]
+    python -m benchmarks.feeding [--images 512] [--size 224] [--encoders small:28:256:2048 resnet18:224:32:128] [--precision float32] [--device cpu]
     [--workers 0] [--repeats 5]
 
 The images are synthetic photographs, JPEGs of 500 x 375 and quality 95: noise that is weaker the finer it is, as in photographs, and a little white noise.
@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=512, help="synthetic photographs")
     parser.add_argument("--size", type=int, default=224, help="of what is loaded")
-    parser.add_argument("--encoders", nargs="*", default=["small:28:256:512", "resnet18:224:32:128"], help="name:image size:batch size:images")
+    parser.add_argument("--encoders", nargs="*", default=["small:28:256:2048", "resnet18:224:32:128"], help="name:image size:batch size:images, which repeat")
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=0, help="loader processes of embedding")
@@ -156,7 +156,7 @@ def embedding(folder: Path, source: Path, encoder: str, asked: argparse.Namespac
     device, precision = torch.device(asked.device), asked.precision
     work: dict[str, Work] = {"model": partial(alone, name, int(size), int(batch_size), int(number), device, precision)}  # type: ignore[arg-type]
     for source_name, images in pools(folder, source, int(size)).items():
-        few: Images = images.only(np.arange(int(number)))  # type: ignore[attr-defined]
+        few: Images = images.only(np.arange(int(number)) % len(images))  # type: ignore[attr-defined]
         work[source_name] = partial(embedded, few, name, int(size), int(batch_size), asked.workers, device, precision)  # type: ignore[arg-type]
     seconds = in_turn(work, asked.repeats, time.perf_counter)
     median = {way: statistics.median(each) for way, each in seconds.items()}
