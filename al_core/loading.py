@@ -6,9 +6,12 @@ import ctypes
 import signal
 import sys
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -24,16 +27,45 @@ if TYPE_CHECKING:
 BILINEAR = 2  # PIL.Image.Resampling.BILINEAR, which averages (antialias) where it shrinks
 PR_SET_PDEATHSIG = 1
 
+AHEAD = 2  # batches that are copied before they are asked for
+
+Bytes = npt.NDArray[np.uint8]
 Pick = tuple[int, int]  # epoch, row
 
 
 class Images(Protocol):
-    """Images by row; picklable, since loader processes hold a copy, which must open its files for itself (a file position is shared by a fork)."""
+    """Images by row; picklable, since loader processes hold a copy, which must open its files for itself (a file position is shared by a fork).
+
+    Images may also be `Stored`, `Decoded` or both, which makes reading them faster and changes no byte.
+    """
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, row: int, /) -> Image:
         """The image of a row, in mode RGB."""
+        ...
+
+
+@runtime_checkable
+class Stored(Protocol):
+    """Images in files, which can be asked for ahead."""
+
+    def expect(self, rows: Sequence[int], /) -> None:
+        """Have the system fetch what these rows need: they are read next."""
+        ...
+
+
+@runtime_checkable
+class Decoded(Protocol):
+    """Images of one size whose pixels need only be copied."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of each image, as Pillow has them."""
+        ...
+
+    def take(self, rows: Sequence[int], /) -> Bytes:
+        """(B, height, width, 3) pixels of these rows, the caller's own."""
         ...
 
 
@@ -48,19 +80,34 @@ class Square:
     size: int
 
     def __call__(self, image: Image) -> Tensor:
-        return pixels(image.resize((self.size, self.size), BILINEAR))
+        return pixels(self.of(image))
+
+    def of(self, image: Image) -> Image:
+        """The image itself where it has the size already."""
+        side = (self.size, self.size)
+        return image if image.size == side else image.resize(side, BILINEAR)
 
 
 def pixels(image: Image) -> Tensor:
     """(3, height, width) uint8 of an RGB image."""
+    return torch.from_numpy(rgb(image).copy()).permute(2, 0, 1)
+
+
+def rgb(image: Image) -> Bytes:
+    """(height, width, 3) of an RGB image, read-only."""
     if image.mode != "RGB":
         raise ValueError(f"an image has mode {image.mode!r}, expected 'RGB'; convert it where it is read")
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return np.asarray(image)
 
 
-def unit(batch: Tensor, device: torch.device) -> Tensor:
-    """uint8 pixels as float32 in [0, 1] on the device."""
-    return batch.to(device).float().div_(255)
+def channels_first(array: Bytes) -> Tensor:
+    """(B, height, width, 3) as (B, 3, height, width), without moving a byte."""
+    return torch.from_numpy(array).permute(0, 3, 1, 2)
+
+
+def unit(batch: Tensor, device: torch.device, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """uint8 pixels as float32 in [0, 1] on the device, laid out in memory as asked for, however the batch is: networks round by how their input lies."""
+    return batch.to(device, non_blocking=True).to(torch.float32, memory_format=memory_format).div_(255)
 
 
 def in_order(rows: Sequence[int], size: int) -> Iterator[list[Pick]]:
@@ -85,23 +132,48 @@ def load(images: Images, batches: Iterable[list[Pick]], view: View, *, seed: int
         batches: which rows, each with the epoch that its randomness is drawn for.
         view: image to tensor.
         seed: of the views' randomness.
-        workers: loader processes; 0 loads in this one. Does not change the result. They end with this process, however it ends.
+        workers: loader processes; 0 loads in this one. Does not change the result. They end with this process, however it ends. None is started for
+            images that are `Decoded` and only wanted as they are: copying them takes less time than handing them over.
 
     Raises:
-        Whatever reading an image raised, with the loader's traceback as a note.
+        Whatever reading an image raised, from a loader process with its traceback as a note.
     """
+    if isinstance(images, Decoded) and isinstance(view, Square) and images.size == (view.size, view.size):
+        yield from copied(images, batches)
+        return
     loader = DataLoader(
         Views(images, view, seed),
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=as_it_is,
         worker_init_fn=end_with_parent if workers else None,
+        pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(0),  # else the loader draws from the global one
     )
     for batch in loader:
         if isinstance(batch, Exception):
             raise batch
         yield batch
+
+
+def copied(images: Decoded, batches: Iterable[list[Pick]]) -> Iterator[Tensor]:
+    """Batches of the images as they are, (B, 3, height, width) uint8 whose channels lie side by side; a thread copies some ahead."""
+
+    pinned = torch.cuda.is_available()
+
+    def copy(rows: list[int]) -> Tensor:
+        batch = channels_first(images.take(rows))
+        return batch.pin_memory() if pinned else batch
+
+    waiting: deque[Future[Tensor]] = deque()
+    begin = partial(torch.cuda.set_device, torch.cuda.current_device()) if pinned else None  # else the thread would be on the first device
+    with ThreadPoolExecutor(1, "copied", begin) as thread:
+        for picks in batches:
+            waiting.append(thread.submit(copy, [row for _, row in picks]))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 class Views(Dataset[Tensor]):
@@ -113,6 +185,10 @@ class Views(Dataset[Tensor]):
     def __getitems__(self, picks: list[Pick]) -> Tensor | Exception:
         """(B, ...) views, or what went wrong: raised here it would reach the caller as another error, with the traceback as its message."""
         try:
+            if isinstance(self.images, Stored):
+                self.images.expect([row for _, row in picks])
+            if isinstance(self.view, Square):  # draws nothing
+                return channels_first(np.stack([rgb(self.view.of(self.images[row])) for _, row in picks]))
             with seeded(self.seed, "views"):
                 return torch.stack([self.one(epoch, row) for epoch, row in picks])
         except Exception as error:
@@ -141,9 +217,9 @@ def end_with_parent(_: int) -> None:
 
 
 def resized(images: Images, size: int, *, workers: int, limit: int = 2**31) -> Images:
-    """The images at `size` x `size` pixels: held in memory where they take at most `limit` bytes, else read and resized at every use."""
+    """The images at `size` x `size` pixels: held in memory where they take at most `limit` bytes, else read, and resized, at every use."""
     if len(images) * size * size * 3 > limit:
-        return Resized(images, size)
+        return images if isinstance(images, Decoded) and images.size == (size, size) else Resized(images, size)
     held = np.empty((len(images), size, size, 3), np.uint8)
     start = 0
     for batch in load(images, in_order(range(len(images)), 64), Square(size), seed=0, workers=workers):
@@ -165,15 +241,29 @@ class Resized:
     def __getitem__(self, row: int, /) -> Image:
         return self.images[row].resize((self.size, self.size), BILINEAR)
 
+    def expect(self, rows: Sequence[int], /) -> None:
+        """Have the system fetch what these rows need, where they are in files."""
+        if isinstance(self.images, Stored):
+            self.images.expect(rows)
+
 
 @dataclass(frozen=True)
 class Held:
     """Images in memory."""
 
-    array: npt.NDArray[np.uint8]  # (n, height, width, 3)
+    array: Bytes  # (n, height, width, 3)
 
     def __len__(self) -> int:
         return len(self.array)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.array.shape[2], self.array.shape[1]
+
+    def take(self, rows: Sequence[int], /) -> Bytes:
+        """(B, height, width, 3) pixels of these rows."""
+        return self.array[np.asarray(rows, dtype=np.int64)]
 
     def __getitem__(self, row: int, /) -> Image:
         from PIL import Image

@@ -1,13 +1,15 @@
-"""Several processes that make one selection. Each does its share of what grows with the pool, and all end with the same picks as one would.
+"""Several processes that do the work of one: each does its share of what grows with the pool.
 
-Every process holds the same pool, its signals as memory maps of the same files, and calls `select` with the same arguments. It reads the rows of its
-share, contiguous ones, and hands the others a number or a few for each row; rows that come into question as picks are read by all.
+Those that make one selection all end with the same picks as one would. Every process holds the same pool, its signals as memory maps of the same files,
+and calls `select` with the same arguments. It reads the rows of its share, contiguous ones, and hands the others a number or a few for each row; rows
+that come into question as picks are read by all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     from al_core.pool import Rows
 
+Item = TypeVar("Item")
 Value = TypeVar("Value")
 Array = TypeVar("Array", bound=npt.NDArray[np.generic])
 
@@ -48,6 +51,35 @@ class Processes:
         if self.group is None:
             return rows
         return rows[len(rows) * self.rank // self.count : len(rows) * (self.rank + 1) // self.count]
+
+    def turns(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Those that this process works on when all take the next one in turn."""
+        return iter(items) if self.group is None else islice(items, self.rank, None, self.count)
+
+    def in_turn(self, values: Iterator[Value], total: int) -> Iterator[Value]:
+        """What the processes make of their turns, in the order of all items; each has to ask for all, and the first one alone gets them.
+
+        Args:
+            values: this process's own, one for each of its turns.
+            total: how many there are in all processes.
+        """
+        if self.group is None:
+            yield from values
+            return
+        for start in range(0, total, self.count):
+            mine = [next(values)] if start + self.rank < total else []
+            for each in self.at_first(mine):
+                yield from each
+
+    def at_first(self, value: Value) -> list[Value]:
+        """What every process gave, in the order of the processes, in the first of them; nothing in the others. Each has to call this."""
+        if self.group is None:
+            return [value]
+        import torch.distributed
+
+        values: list[Value] | None = [value] * self.count if self.rank == 0 else None
+        torch.distributed.gather_object(value, values, group=self.group, group_dst=0)
+        return values or []
 
     def gathered(self, value: Value) -> list[Value]:
         """What every process gave, in the order of the processes; each has to call this."""

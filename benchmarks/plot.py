@@ -83,6 +83,9 @@ BADGE = {"rows": 100_000, "classes": 1000, "dim": 512, "budget": 1000}
 SOLVE = {"solve_rows": 1_000_000, "neighbors": 50, "classes": 10, "steps": 30}
 DRAWN = {"passes": 20, "classes": 1000, "dim": 512}
 LAID = ("solve", "laid out")
+PHOTOGRAPHS, BESIDE = ("feeding", "loading", "photographs"), ("times_faster", "Pillow and torchvision")
+RESNET, SMALL = "resnet18 at 224 px", "small at 28 px"
+RESNET50, VIT = "resnet50 at 224 px", "vit_b_16 at 224 px"
 KCENTER = {"rows": 100_000, "dim": 2048, "budget": 1000}
 GOALS = [
     Goal("`coreset`, 100k x 2048, 1000 picks, clustered: times the loop", at("kcenter", "emb", "loop_over_rondo", **KCENTER), 10),
@@ -114,6 +117,15 @@ GOALS = [
     ),
     Goal("the same: times SciPy's product", at("diffusion", *LAID, "times_faster", "scipy", **SOLVE), 2),
     Goal("every method, 10,000 picks out of 1M x 512: GiB beyond the mapped files", most_memory, most=4),
+    Goal("loading 224 px out of a raw pack: times Pillow and torchvision on photographs", at(*PHOTOGRAPHS, "raw pack", *BESIDE, size=224), 5),
+    Goal("the same, out of a JPEG pack", at(*PHOTOGRAPHS, "JPEG pack", *BESIDE, size=224), 5),
+    Goal(
+        "embedding with `resnet18` at 224 px out of a raw pack: times the model alone", at("feeding", "embedding", RESNET, "over_model", "raw pack"), most=1.25
+    ),
+    Goal("the same, out of a JPEG pack", at("feeding", "embedding", RESNET, "over_model", "JPEG pack"), most=1.25),
+    Goal("embedding with `small` at 28 px out of a raw pack: times the model alone", at("feeding", "embedding", SMALL, "over_model", "raw pack"), most=1.25),
+    Goal("embedding with ResNet-50 on an H200, bfloat16: images a second", at("feeding-gpu", "embedding", RESNET50, "images_a_second", "raw pack"), 10_000),
+    Goal("the same, ViT-B/16", at("feeding-gpu", "embedding", VIT, "images_a_second", "raw pack"), 5000),
 ]
 
 

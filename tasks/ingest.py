@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
-import tarfile
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +17,13 @@ import pyarrow.compute as pc
 import yaml
 
 from tasks.artifacts import IngestReport, Known, Manifest, Quarantine, Shards, StartLabels
-from tasks.errors import ArtifactError, SourceError
+from tasks.errors import SourceError
 from tasks.images import SUFFIXES
+from tasks.pack import Pack, make
 from tasks.params import Ingest, Params
 from tasks.progress import progress, say
-from tasks.reading import Bad, Seen, read_all
+from tasks.reading import Bad, read_all
+from tasks.shards import TarWriter, bring, next_number
 from tasks.sources import Entry, Reader, Source, open_source
 from tasks.stage import Run, stage
 
@@ -42,6 +40,7 @@ class Ingested:
     labels: StartLabels
     quarantine: Quarantine
     report: IngestReport
+    pack: Pack
 
 
 @stage("round", "previous")
@@ -70,7 +69,7 @@ def ingest(params: Ingest, run: Run) -> Ingested:
     placed: dict[str, Placed] = {}
     bad = [Bad(uri, "unreadable", why) for uri, why in source.unlisted]
     with (
-        ShardWriter(shards, run.round, previous.count(run.round), params.shard_megabytes * 10**6) as writer,
+        TarWriter(shards, run.round, previous.count(run.round), params.shard_megabytes * 10**6) as writer,
         closing(read_all(source.reader, [source.entries[place].uri for place in unread], params.max_pixels, params.workers)) as results,
     ):
         for place, (seen, data) in zip(unread, progress(results, len(unread), "ingest: files"), strict=True):
@@ -79,10 +78,10 @@ def ingest(params: Ingest, run: Run) -> Ingested:
                 continue
             ids[place] = seen.id
             if seen.id not in placed and seen.id not in previous.rows:
-                placed[seen.id] = Placed(seen.id, *writer.add(seen, data), len(data), seen.width, seen.height, seen.format)
+                placed[seen.id] = Placed(seen.id, *writer.add(f"{seen.id}.{SUFFIXES[seen.format]}", data), len(data), seen.width, seen.height, seen.format)
     if not any(ids):
         raise SourceError(f"none of the {len(bad)} files of {source.name!r} is a readable image:\n" + "\n".join(f"  {each}" for each in bad[:5]))
-    return assemble(source, Found(ids, list(placed.values()), bad, len(kept)), previous, shards, params, run.round)
+    return assemble(source, Found(ids, list(placed.values()), bad, len(kept)), previous, shards, params, run)
 
 
 # ---- shards ----------------------------------------------------------------------------------------------------------------------
@@ -100,57 +99,14 @@ class Placed(NamedTuple):
     format: str
 
 
-class ShardWriter:
-    """Images one after another into tar files whose bytes depend on nothing but the images and their order."""
-
-    def __init__(self, folder: Path, prefix: str, number: int, most_bytes: int) -> None:
-        self.folder, self.prefix, self.number, self.most_bytes = folder, prefix, number, most_bytes
-        self.file: BinaryIO | None = None
-        self.at = 0  # bytes written to the file
-
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def add(self, seen: Seen, data: bytes) -> tuple[str, int]:
-        """Append an image; gives the shard's name and the byte at which its data starts."""
-        if self.file and self.at + len(data) > self.most_bytes:
-            self.close()
-        if self.file is None:
-            self.file, self.at = (self.folder / self.name).open("wb"), 0
-        entry = tarfile.TarInfo(f"{seen.id}.{SUFFIXES[seen.format]}")  # mtime, uid and gid are 0, the mode is 0644
-        entry.size = len(data)
-        head = entry.tobuf(tarfile.USTAR_FORMAT)
-        padding = bytes(-len(data) % tarfile.BLOCKSIZE)
-        self.file.write(head + data + padding)
-        start = self.at + len(head)
-        self.at = start + len(data) + len(padding)
-        return self.name, start
-
-    @property
-    def name(self) -> str:
-        """Of the shard being written: p001-00000.tar."""
-        return f"{self.prefix}-{self.number:05}.tar"
-
-    def close(self) -> None:
-        """End the shard, if one is begun; the next image begins another."""
-        if self.file:
-            end = 2 * tarfile.BLOCKSIZE
-            self.file.write(bytes(end + -(self.at + end) % tarfile.RECORDSIZE))
-            self.file.close()
-            self.file, self.number = None, self.number + 1
-
-
 # ---- the pool before -------------------------------------------------------------------------------------------------------------
 
 
 class Previous:
     """The pool before, or nothing where this is the first."""
 
-    def __init__(self, table: pa.Table, shards: Path | None = None, source: str | None = None) -> None:
-        self.table, self.shards, self.source = table, shards, source
+    def __init__(self, table: pa.Table, shards: Path | None = None, source: str | None = None, pack: Pack | None = None) -> None:
+        self.table, self.shards, self.source, self.pack = table, shards, source, pack
         self.rows: dict[str, int] = {image_id: row for row, image_id in enumerate(table["id"].to_pylist())}
 
     @classmethod
@@ -158,7 +114,7 @@ class Previous:
         """The pool that the params name; one that names itself, or none, is the first.
 
         Raises:
-            ArtifactError: the pool is named but its manifest or shards are not there.
+            ArtifactError: the pool is named but its manifest, shards or pack are not there.
         """
         if params.previous is None or Path(params.previous).resolve() == Path(params.pool).resolve():
             return cls(Manifest.schema.empty_table())
@@ -168,7 +124,7 @@ class Previous:
             source = yaml.safe_load((folder / "params.yaml").read_text("utf-8"))["ingest"]["source"]
         except (OSError, KeyError, TypeError, yaml.YAMLError):
             source = None  # then uris cannot be trusted to mean the same files
-        return cls(manifest.table, Shards.load(folder / "shards").path, source)
+        return cls(manifest.table, Shards.load(folder / "shards").path, source, Pack.load(folder / "pack"))
 
     def take_over(self, source: Source, params: Ingest) -> dict[str, str]:
         """Ids by uri of the files that need not be read: same source, same uri, same size."""
@@ -190,8 +146,7 @@ class Previous:
 
     def count(self, prefix: str) -> int:
         """The number after the last shard of that prefix."""
-        numbers = [int(found[1]) for name in self.table["shard"].unique().to_pylist() if (found := re.fullmatch(rf"{re.escape(prefix)}-(\d+)\.tar", name))]
-        return max(numbers, default=-1) + 1
+        return next_number(self.table["shard"].unique().to_pylist(), prefix)
 
     def places(self, ids: npt.NDArray[np.str_]) -> pa.Table:
         """Where those of the images lie that this pool has."""
@@ -202,28 +157,6 @@ class Previous:
         """(n,) whether each of the images was for training here; its label may have been bought since, and a model may have learned from it."""
         train = set(self.table.filter(pc.equal(self.table["split"], "train"))["id"].to_pylist())
         return np.array([image_id in train for image_id in ids.tolist()], dtype=np.bool_)
-
-    def bring(self, places: pa.Table, folder: Path) -> None:
-        """Link, or else copy, into `folder` the shards that hold the images in `places`.
-
-        Raises:
-            ArtifactError: one is missing or too short.
-        """
-        if not len(places) or self.shards is None:
-            return
-        ends = pa.table({"shard": places["shard"], "end": np.asarray(places["offset"]) + np.asarray(places["length"])})
-        for shard, end in zip(*ends.group_by("shard").aggregate([("end", "max")]).to_pydict().values(), strict=True):
-            path = (self.shards / shard).resolve()  # DVC may have put a link to its cache there
-            size = path.stat().st_size if path.exists() else None
-            if size is None or size < end:
-                raise ArtifactError(
-                    f"{self.shards / shard} is {'missing' if size is None else f'too short ({size} bytes)'}, the manifest expects at least {end} bytes; "
-                    f"restore it with `dvc checkout` or `dvc pull {self.shards}`"
-                )
-            try:
-                os.link(path, folder / shard)
-            except OSError:
-                shutil.copyfile(path, folder / shard)
 
 
 def size_now(reader: Reader, entry: Entry) -> int | None:
@@ -247,8 +180,8 @@ class Found:
     reused: int  # files that were not read
 
 
-def assemble(source: Source, found: Found, previous: Previous, shards: Path, params: Ingest, pool: str) -> Ingested:
-    """The pool's tables, and in `shards` the shards that it shares with the pool before."""
+def assemble(source: Source, found: Found, previous: Previous, shards: Path, params: Ingest, run: Run) -> Ingested:
+    """The pool's tables, in `shards` the shards that it shares with the pool before, and its pack."""
     files = [(image_id, entry) for image_id, entry in zip(found.ids, source.entries, strict=True) if image_id is not None]
     files.sort(key=lambda file: file[0])  # stable: within an image the uris stay sorted
     every = np.array([image_id for image_id, _ in files], dtype="S64")
@@ -263,7 +196,8 @@ def assemble(source: Source, found: Found, previous: Previous, shards: Path, par
     given = known & ((splits != "train") | (params.labels == "keep"))
 
     old = previous.places(ids)
-    previous.bring(old, shards)
+    if previous.shards is not None:
+        bring(old, previous.shards, shards)
     places = pa.concat_tables([old, pa.Table.from_pylist([each._asdict() for each in found.placed], schema=old.schema)]).sort_by("id")
     assert places["id"].to_pylist() == ids.tolist(), "each image lies in one place"
     uris = pa.array([entry.uri for _, entry in files], pa.string())
@@ -282,14 +216,18 @@ def assemble(source: Source, found: Found, previous: Previous, shards: Path, par
         bytes=int(np.asarray(places["length"]).sum()),
     )
     say(f"ingest: {summary(report)}")
-    start = pd.DataFrame({"id": ids[given], "label": labels[given], "round": pool, "annotator": "source", "arm": "source"})
+    start = pd.DataFrame({"id": ids[given], "label": labels[given], "round": run.round, "annotator": "source", "arm": "source"})
+    manifest = Manifest.of({**{key: places[key] for key in Placed._fields}, "uri": uris.take(starts), "uris": grouped, "split": splits})
+    most_bytes = params.shard_megabytes * 10**6
+    pack = make(run.scratch / "pack", params.cache, manifest, Shards(shards), previous.pack, pool=run.round, most_bytes=most_bytes, workers=params.workers)
     return Ingested(
-        Manifest.of({**{key: places[key] for key in Placed._fields}, "uri": uris.take(starts), "uris": grouped, "split": splits}),
+        manifest,
         Shards(shards),
         Known.of({"id": ids[known], "label": labels[known]}),
         StartLabels.of(start),
         Quarantine.of([each._asdict() for each in found.bad]),
         report,
+        pack,
     )
 
 

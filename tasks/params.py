@@ -30,6 +30,15 @@ class Programme(Section):
     budget: Positive | None = Field(None, description="labels to buy in all; the cycle ends in BudgetSpent when they are bought; null: no limit")
 
 
+class Cache(Section):
+    """Every image of a pool once more, at one size."""
+
+    size: Positive = Field(256, description="pixels of a side; what stages look at may be smaller, else they read the images themselves")
+    format: Literal["jpeg", "raw"] = Field(
+        "jpeg", description="jpeg: quality 90; raw: the pixels, larger (size x size x 3 bytes an image) and many times faster to read"
+    )
+
+
 class Ingest(Section):
     """Source to pool. Runs when a pool is made, not in every round."""
 
@@ -41,6 +50,9 @@ class Ingest(Section):
     max_pixels: Positive = Field(50_000_000, description="larger images go to quarantine (decompression bombs)")
     shard_megabytes: Positive = Field(256, description="size at which a new tar shard is begun")
     workers: Positive = Field(2, description="processes that read and decode; does not change the result")
+    cache: Cache | None = Field(
+        None, description="a pack of all images as squares, which spares stages decoding large files, such as {size: 256, format: jpeg}; null: none"
+    )
 
 
 class Launch(Section):
@@ -89,6 +101,7 @@ class Embed(Section):
 
     signals: tuple[Literal["embeddings", "logits"], ...] = Field(("embeddings",), description="what to compute; `rondo open` adds what the method reads")
     batch_size: Positive = Field(256, description="images a step")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the encoder's products; bfloat16 is faster and rounds to 3 digits")
     workers: Annotated[int, Field(ge=0)] = Field(2, description="loader processes; does not change the result")
 
 
@@ -216,8 +229,7 @@ def section(model: type[BaseModel], path: list[int | str]) -> type[BaseModel]:
     for part in path:
         fields = {field.alias or name: field for name, field in model.model_fields.items()}
         annotation = fields[str(part)].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, BaseModel), f"{part} is no section"
-        model = annotation
+        (model,) = (kind for kind in (annotation, *typing.get_args(annotation)) if isinstance(kind, type) and issubclass(kind, BaseModel))
     return model
 
 

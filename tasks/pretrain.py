@@ -14,6 +14,7 @@ import pandas as pd
 from tasks.artifacts import Line, Manifest, PretrainCurve, PretrainReport, Shards, StartLabels
 from tasks.images import Images
 from tasks.models import PoolEncoder
+from tasks.pack import Pack, RawImages, images_for
 from tasks.params import Pretrain
 from tasks.progress import line, say
 from tasks.stage import Run, stage
@@ -40,7 +41,8 @@ class Job:
     """What every process of a training needs to know."""
 
     params: Pretrain
-    images: Images
+    images: Images | RawImages
+    source_size: int  # pixels of a side that views are cut out of
     labels: Rows  # class numbers, -1 where unknown
     seed: int
     checkpoint: Path
@@ -49,7 +51,7 @@ class Job:
 
 
 @stage("round", "seed")
-def pretrain(manifest: Manifest, shards: Shards, start: StartLabels, params: Pretrain, run: Run) -> Pretrained:
+def pretrain(manifest: Manifest, shards: Shards, pack: Pack, start: StartLabels, params: Pretrain, run: Run) -> Pretrained:
     """Train the encoder on the pool's train images, without labels."""
     from al_core.encoders import build, n_parameters
     from al_core.seeds import derive
@@ -63,11 +65,12 @@ def pretrain(manifest: Manifest, shards: Shards, start: StartLabels, params: Pre
     if params.method != "none":
         job = Job(
             params,
-            Images(manifest, shards.path.resolve(), rows),
+            images_for("pretrain", params.image_size, manifest, Shards(shards.path.resolve()), Pack(pack.path.resolve())).only(rows),
+            max(params.image_size, pack.cache.size if pack.cache else 0),
             class_numbers(manifest, start)[rows],
             seed,
             checkpoint=run.scratch.resolve().parent / CHECKPOINT,
-            inputs=fingerprint(params.model_dump_json(), str(seed), run.params.code, *manifest.ids[rows]),
+            inputs=fingerprint(params.model_dump_json(), repr(pack.cache), str(seed), run.params.code, *manifest.ids[rows]),
             curve=run.scratch.resolve() / Path(PretrainCurve.file).name,
         )
         model, lines = launched(trained, (job,), params.launch)
@@ -111,7 +114,7 @@ def trained(job: Job) -> tuple[PoolEncoder, list[Line]]:
         method.over(encoder, epochs=params.epochs, seed=job.seed),
         Recipe(**chosen(Recipe, params)),
         views=method.views(params.image_size, params.min_crop, Augment(**chosen(Augment, params))),
-        source_size=params.image_size,
+        source_size=job.source_size,
         seed=job.seed,
         workers=params.workers,
         device=best_device(),

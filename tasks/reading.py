@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import itertools
 import multiprocessing
@@ -11,10 +12,10 @@ import os
 import re
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from PIL import UnidentifiedImageError
 from PIL.Image import DecompressionBombError
@@ -24,6 +25,9 @@ from tasks.images import open_image, to_rgb
 from tasks.process import die_with_parent
 from tasks.sources import Reader
 from tasks.wording import quoted_path, some
+
+Item = TypeVar("Item")
+Value = TypeVar("Value")
 
 CHUNK_FILES, CHUNK_BYTES = 256, 2**22  # what a process reads at a time: some 50 ms, much more than handing it over takes
 ALONE = 16  # chunks; fewer are read here, since starting processes would take longer
@@ -118,11 +122,6 @@ def read_one(reader: Reader, uri: str, max_pixels: int) -> Result:
         ) from error
 
 
-def read_chunk(reader: Reader, uris: Sequence[str], max_pixels: int) -> list[Result]:
-    """Read and verify some files."""
-    return [read_one(reader, uri, max_pixels) for uri in uris]
-
-
 def read_all(reader: Reader, uris: Sequence[str], max_pixels: int, workers: int) -> Generator[Result]:
     """Results in the order of the uris, with any number of processes.
 
@@ -131,18 +130,26 @@ def read_all(reader: Reader, uris: Sequence[str], max_pixels: int, workers: int)
     Raises:
         SourceError: the machine failed while reading a file, or a process was killed; names the file, or those that were being read.
     """
-    chunks = chunked(reader, uris)
+    return in_order(functools.partial(read_one, reader, max_pixels=max_pixels), chunked(reader, uris), workers, list)
+
+
+def in_order(work: Callable[[Item], Value], chunks: Iterator[Sequence[Item]], workers: int, names: Callable[[Sequence[Item]], list[str]]) -> Generator[Value]:
+    """What `work` gives for each item of each chunk, in their order, with any number of processes; three chunks a process are under way.
+
+    Raises:
+        SourceError: a process was killed; `names` says what to call the items of a chunk that it may have been at.
+    """
     first = list(itertools.islice(chunks, ALONE))
     if workers == 1 or len(first) < ALONE:
         for chunk in itertools.chain(first, chunks):
-            yield from (read_one(reader, uri, max_pixels) for uri in chunk)
+            yield from map(work, chunk)
         return
-    waiting: deque[tuple[Future[list[Result]], list[str]]] = deque()
+    waiting: deque[tuple[Future[list[Value]], Sequence[Item]]] = deque()
     context = multiprocessing.get_context("spawn")  # fork copies locks that other threads hold
     with ProcessPoolExecutor(workers, context, initializer=begin, initargs=(os.getpid(),)) as pool:
         try:
             for chunk in itertools.chain(first, chunks):
-                waiting.append((pool.submit(read_chunk, reader, chunk, max_pixels), chunk))
+                waiting.append((pool.submit(each, work, chunk), chunk))
                 if len(waiting) >= 3 * workers:
                     yield from waiting[0][0].result()
                     waiting.popleft()
@@ -150,13 +157,18 @@ def read_all(reader: Reader, uris: Sequence[str], max_pixels: int, workers: int)
                 yield from waiting[0][0].result()
                 waiting.popleft()
         except BrokenProcessPool as error:
-            busy = [uri for _, chunk in waiting for uri in chunk]
+            busy = [name for _, chunk in waiting for name in names(chunk)]
             raise SourceError(
                 f"a reading process was killed, perhaps for lack of memory, with {len(busy)} files under way ({some(busy, 3, quoted_path)}); "
                 "lower ingest.workers or ingest.max_pixels, and run again"
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def each(work: Callable[[Item], Value], chunk: Sequence[Item]) -> list[Value]:
+    """What `work` gives for the items of a chunk."""
+    return [work(item) for item in chunk]
 
 
 def begin(parent: int) -> None:

@@ -15,6 +15,7 @@ from tasks.embed import features
 from tasks.errors import AnswersError
 from tasks.images import Images
 from tasks.models import Head, Model, PoolEncoder
+from tasks.pack import Pack, RawImages, images_for
 from tasks.params import Retrain
 from tasks.progress import line, say
 from tasks.signals import Signals
@@ -44,7 +45,7 @@ class Examples:
 
 @stage("round", "seed", "classes")
 def retrain(
-    labels: Labels, selection: Selection, manifest: Manifest, shards: Shards, encoder: PoolEncoder, signals: Signals, params: Retrain, run: Run
+    labels: Labels, selection: Selection, manifest: Manifest, shards: Shards, pack: Pack, encoder: PoolEncoder, signals: Signals, params: Retrain, run: Run
 ) -> Retrained:
     """Train the round's classifier on all labels known, and measure it."""
     signals.check(manifest)
@@ -52,7 +53,8 @@ def retrain(
     train, test = (examples(labels, manifest, classes, split) for split in ("train", "test"))
     if len(train.rows) == 0:
         raise AnswersError("no train image has a label yet; answers that say 'cannot be labelled' train nothing: open a round with other picks")
-    model, logits = (linear if params.mode == "linear" else finetuned)(train, manifest, shards, encoder, signals, classes, params, run)
+    images = images_for("retrain", encoder.image_size, manifest, shards, pack)
+    model, logits = (linear if params.mode == "linear" else finetuned)(train, images, encoder, signals, classes, params, run)
     metrics = measure(logits, train, test, classes, control(selection, labels))
     return Retrained(model, metrics, predictions(logits, manifest, classes), plots(logits, test, classes, run))
 
@@ -66,7 +68,7 @@ def examples(labels: Labels, manifest: Manifest, classes: list[str], split: str)
 
 
 def linear(
-    train: Examples, manifest: Manifest, shards: Shards, encoder: PoolEncoder, signals: Signals, classes: list[str], params: Retrain, run: Run
+    train: Examples, images: Images | RawImages, encoder: PoolEncoder, signals: Signals, classes: list[str], params: Retrain, run: Run
 ) -> tuple[Model, Floats]:
     """Logistic regression on the encoder's embeddings: the model, and (n, classes) logits of the whole pool."""
     from al_core.linear import fit
@@ -75,14 +77,14 @@ def linear(
     if signals.encoder() == encoder.digest():
         embeddings = signals.array("embeddings")
     else:  # the round looked with a finetuned encoder; this mode starts from the pool's
-        embeddings = np.concatenate(list(features(Images(manifest, shards.path), encoder, params.batch_size, params.workers)))
+        embeddings = np.concatenate(list(features("retrain", images, encoder, params.batch_size, params.workers)))
     solved = fit(embeddings[train.rows], train.classes, len(classes), l2=params.l2)
     head = Head(solved.weight, solved.bias, classes)
     return Model(encoder.encoder, encoder.image_size, encoder.weights, head), head.logits(embeddings)
 
 
 def finetuned(
-    train: Examples, manifest: Manifest, shards: Shards, encoder: PoolEncoder, signals: Signals, classes: list[str], params: Retrain, run: Run
+    train: Examples, images: Images | RawImages, encoder: PoolEncoder, signals: Signals, classes: list[str], params: Retrain, run: Run
 ) -> tuple[Model, Floats]:
     """All weights trained on the labelled images: the model, and (n, classes) logits of the whole pool."""
     from al_core.devices import best_device
@@ -91,7 +93,7 @@ def finetuned(
 
     started = time.monotonic()
     tuned = finetune(
-        Images(manifest, shards.path, train.rows),
+        images.only(train.rows),
         train.classes,
         encoder.network(),
         classes=len(classes),
@@ -108,7 +110,7 @@ def finetuned(
     )
     model = Model.of(tuned.encoder, encoder.image_size, Head(tuned.head.weight, tuned.head.bias, classes))
     assert model.head is not None
-    batches = features(Images(manifest, shards.path), model, params.batch_size, params.workers)
+    batches = features("retrain", images, model, params.batch_size, params.workers)
     return model, np.concatenate([model.head.logits(batch) for batch in batches])
 
 

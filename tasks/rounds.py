@@ -359,7 +359,7 @@ def inputs(this: Round, stage: str) -> list[str]:
     params = this.params
     files = [resolve(kind.file, params) for kind in find(stage).reads.values()]
     if stage == "ingest" and params.previous:  # no dependency in dvc.yaml, since the first pool has none
-        files = [f"{params.previous}/manifest.parquet", f"{params.previous}/shards"]
+        files = [f"{params.previous}/manifest.parquet", f"{params.previous}/shards", f"{params.previous}/pack"]
     paths = [os.path.normpath(f"{this.folder}/{file}") for file in files]
     return [path for path in paths if not path.startswith(f"{this.folder}/")]
 

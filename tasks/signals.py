@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +36,9 @@ class Signals(Folder):
             save_file({"weight": model.head.weight, "bias": model.head.bias}, path / "head.safetensors")
         return cls(path)
 
-    def write(self, name: str, rows: int, dim: int) -> ArrayWriter:
-        """An array to be filled batch by batch."""
-        return ArrayWriter(self.path / f"{name}.npy", (rows, dim))
+    def write(self, name: str, rows: int, dim: int, done: int = 0) -> ArrayWriter:
+        """An array to be filled batch by batch, or to go on with behind the first `done` rows."""
+        return ArrayWriter(self.path / f"{name}.npy", (rows, dim), done)
 
     def has(self, name: str) -> bool:
         """Whether the array was computed."""
@@ -74,12 +76,24 @@ class Signals(Folder):
 
 
 class ArrayWriter:
-    """A float32 `.npy` file written from front to back; by plain writes, since a memory map on a full disk ends the process without a word."""
+    """A float32 `.npy` file written from front to back; by plain writes, since a memory map on a full disk ends the process without a word.
 
-    def __init__(self, path: Path, shape: tuple[int, int]) -> None:
-        self.left = shape[0]
-        self.file = path.open("wb")
-        np.lib.format.write_array_header_1_0(self.file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    Args:
+        path: of the file.
+        shape: of the whole array.
+        done: rows that the file has already; what stands behind them is written anew.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], done: int = 0) -> None:
+        self.left = shape[0] - done
+        self.file = path.open("r+b" if done else "wb")
+        if done == 0:
+            np.lib.format.write_array_header_1_0(self.file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        else:
+            np.lib.format.read_magic(self.file)
+            np.lib.format.read_array_header_1_0(self.file)
+            self.file.seek(done * math.prod(shape[1:], start=4), os.SEEK_CUR)
+            self.file.truncate()
 
     def __enter__(self) -> ArrayWriter:
         return self
@@ -88,6 +102,11 @@ class ArrayWriter:
         """The next rows."""
         self.left -= len(batch)
         self.file.write(np.ascontiguousarray(batch, "<f4").tobytes())
+
+    def settle(self) -> None:
+        """Return when what was appended is on the disk."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.file.close()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -29,6 +29,7 @@ from al_core import registry
 from al_core.composition import Diversify, Quota
 from al_core.methods import methods
 from al_core.pool import SIGNALS
+from al_core.pretraining import METHODS
 from al_core.registry import COMPOSITION, Card, parameters_of, spelled
 from benchmarks import plot
 from flows.cli import app
@@ -238,6 +239,8 @@ def code(value: object) -> str:
 
 def takes(schema: dict[str, Any]) -> str:
     """What a knob may be, in words."""
+    if "$ref" in schema:
+        return "the keys below"
     if "anyOf" in schema:
         return " or ".join(takes(each) for each in schema["anyOf"])
     if "enum" in schema:
@@ -251,15 +254,24 @@ def takes(schema: dict[str, Any]) -> str:
 
 def knobs(model: type[BaseModel], skip: Callable[[str], bool] = lambda _: False) -> str:
     """The table of a section."""
+    return table(("key", "meaning", "takes", "default"), knob_rows(model, skip))
+
+
+def knob_rows(model: type[BaseModel], skip: Callable[[str], bool] = lambda _: False, above: str = "") -> Iterator[tuple[object, ...]]:
+    """A row for each knob, followed by those of the keys inside it."""
     shapes = model.model_json_schema(by_alias=True)["properties"]
-    fields = [(field.alias or name, field) for name, field in model.model_fields.items()]
-    rows = [(f"`{key}`", field.description, takes(shapes[key]), code(plain(field.default))) for key, field in fields if not skip(key)]
-    return table(("key", "meaning", "takes", "default"), rows)
+    for name, field in model.model_fields.items():
+        key = field.alias or name
+        if not skip(key):
+            yield f"`{above}{key}`", field.description, takes(shapes[key]), code(plain(field.default))
+            for kind in (field.annotation, *get_args(field.annotation)):
+                if isinstance(kind, type) and issubclass(kind, Section):
+                    yield from knob_rows(kind, above=f"{above}{key}.")
 
 
 def plain(value: object) -> object:
     """As YAML has it."""
-    return list(value) if isinstance(value, tuple) else value
+    return list(value) if isinstance(value, tuple) else value.model_dump() if isinstance(value, Section) else value
 
 
 def params_tables() -> str:
@@ -293,6 +305,12 @@ def schema_tables() -> str:
         about = f"{(kind.__doc__ or '').strip()} Sorted by {', '.join(f'`{key}`' for key in kind.key)}."
         parts.append(f"#### `{kind.file}`\n\n{about}\n\n{table(('column', 'type', 'meaning'), columns)}")
     return "\n".join(parts)
+
+
+def objective_table() -> str:
+    """The parameters of every self-supervised method."""
+    known = [(name, each) for name, kind in METHODS.items() for each in parameters_of(kind)]
+    return table(("method", "parameter", "meaning", "default"), [(f"`{name}`", f"`{each.name}`", each.meaning, code(each.default)) for name, each in known])
 
 
 OWN = [card for card in methods() if card.kind.__module__.startswith("al_core.")]
@@ -368,6 +386,7 @@ MADE = [
     Made(DOCS / "params.md", "params", params_tables),
     Made(DOCS / "artifacts.md", "stages", stage_table),
     Made(DOCS / "artifacts.md", "tables", schema_tables),
+    Made(DOCS / "how-to/train-an-encoder.md", "objectives", objective_table),
     Made(DOCS / "methods/index.md", "methods", method_table),
     Made(DOCS / "methods/composition.md", "composition", composition_table),
     *(Made(DOCS / f"methods/{card.name}.md", "card", partial(method_card, card)) for card in OWN),

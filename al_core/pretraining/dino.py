@@ -66,7 +66,8 @@ class Distilled(Objective):
         for _ in range(2):  # the weights of its last layer cannot be copied by Python's copy
             with seeded(seed, "dino", "head"):
                 heads.append(DINOProjectionHead(encoder.dim, method.hidden, min(256, method.hidden), method.prototypes, batch_norm, method.frozen_epochs))
-        self.head, self.teacher_head = heads[0], heads[1].requires_grad_(False)
+        self.head: DINOProjectionHead = heads[0]
+        self.teacher_head: DINOProjectionHead = heads[1].requires_grad_(False)
         self.teacher = copy.deepcopy(encoder).requires_grad_(False)
         self.criterion = DINOLoss(method.prototypes, student_temp=method.student_temperature, center_momentum=method.center_momentum)
 

@@ -1,7 +1,9 @@
+import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from al_core.loading import Held, Square, in_order, load, pixels, resized, shuffled, unit
+from al_core.loading import Bytes, Decoded, Held, Square, in_order, load, pixels, resized, shuffled, unit
 from tests.conftest import alive
 
 N = 13
@@ -125,6 +127,93 @@ def test_images_held_in_memory_are_those_resized_at_every_use() -> None:
     assert len(held) == len(read) == N
     assert all(held[row].tobytes() == read[row].tobytes() for row in range(N))
     assert held[4].tobytes() == pixels(Noise()[4].resize((8, 8), Image.Resampling.BILINEAR)).permute(1, 2, 0).numpy().tobytes()
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (N, 6, 6, 3), dtype=np.uint8)
+
+
+class Counting(Held):
+    """Notes in which process and order rows are taken."""
+
+    def take(self, rows: Sequence[int], /) -> Bytes:
+        TAKEN.append((os.getpid(), list(rows)))
+        if 11 in rows:
+            raise KeyError("row 11 is gone")
+        return super().take(rows)
+
+    def __getitem__(self, row: int, /) -> Image.Image:
+        raise AssertionError("decoded pixels are copied")
+
+
+TAKEN: list[tuple[int, list[int]]] = []
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_pixels_that_lie_ready_are_copied_by_this_process_with_any_number_of_workers(workers: int) -> None:
+    TAKEN.clear()
+    order = [3, 5, 3, 0, 9, 8, 7]
+    batches = list(load(Counting(PIXELS), in_order(order, 3), Square(6), seed=0, workers=workers))
+    assert [tuple(batch.shape) for batch in batches] == [(3, 3, 6, 6), (3, 3, 6, 6), (1, 3, 6, 6)]
+    assert torch.cat(batches).numpy().tobytes() == PIXELS[order].transpose(0, 3, 1, 2).tobytes()
+    assert list(TAKEN) == [(os.getpid(), rows) for rows in ([3, 5, 3], [0, 9, 8], [7])]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_pixels_that_lie_ready_at_another_size_are_resized(workers: int) -> None:
+    held = Held(PIXELS)
+    assert isinstance(held, Decoded)
+    batches = torch.cat(list(load(held, in_order(range(N), 4), Square(4), seed=0, workers=workers)))
+    truth = np.stack([np.asarray(Image.fromarray(each).resize((4, 4), Image.Resampling.BILINEAR)) for each in PIXELS])
+    assert batches.numpy().tobytes() == truth.transpose(0, 3, 1, 2).tobytes()
+
+
+def test_an_error_of_copying_arrives_as_it_was_raised_after_the_batches_before_it() -> None:
+    batches = load(Counting(PIXELS), in_order(range(N), 4), Square(6), seed=0, workers=0)
+    assert len(next(batches)) == len(next(batches)) == 4
+    with pytest.raises(KeyError, match="row 11 is gone"):
+        next(batches)
+
+
+def test_a_batch_is_the_callers_own() -> None:
+    held = Held(PIXELS.copy())
+    next(load(held, in_order(range(N), 4), Square(6), seed=0, workers=0)).zero_()
+    assert np.array_equal(held.array, PIXELS)
+
+
+@pytest.mark.parametrize("size", [6, 4])
+def test_networks_see_the_same_layout_however_a_batch_was_loaded(size: int) -> None:
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for workers in (0, 1):
+            batch = unit(next(load(Held(PIXELS), in_order(range(N), 4), Square(size), seed=0, workers=workers)), torch.device("cpu"), layout)
+            assert batch.is_contiguous(memory_format=layout)
+
+
+class Asked(Noise):
+    """Images in files that can be asked for ahead."""
+
+    def __init__(self) -> None:
+        self.log: list[object] = []
+
+    def expect(self, rows: Sequence[int], /) -> None:
+        self.log.append(list(rows))
+
+    def __getitem__(self, row: int, /) -> Image.Image:
+        self.log.append(row)
+        return super().__getitem__(row)
+
+
+def test_files_are_asked_for_a_batch_ahead_of_reading() -> None:
+    images = Asked()
+    list(load(images, [[(0, 3), (0, 1)], [(0, 2)]], Square(6), seed=0, workers=0))
+    assert images.log == [[3, 1], 3, 1, [2], 2]
+
+
+def test_pixels_that_lie_ready_are_not_held_where_they_are_too_many() -> None:
+    decoded = Held(PIXELS)
+    assert resized(decoded, 6, workers=0, limit=PIXELS.size - 1) is decoded
+    held = resized(decoded, 6, workers=0)
+    assert isinstance(held, Held)
+    assert np.array_equal(held.array, PIXELS)
 
 
 ORPHANS = """

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import hashlib
 import io
+import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
@@ -32,20 +35,29 @@ def decoded(data: bytes) -> Array:
 
 
 def pool(folder: Path, shards: dict[str, Sequence[bytes]]) -> Manifest:
-    """Files behind one another in each shard, eleven bytes apart, with ids in the order given."""
+    """Files behind one another in each shard, eleven bytes apart."""
     rows: list[dict[str, object]] = []
     for name, files in shards.items():
         content = b""
         for data in files:
             content += b"x" * 11
-            row = {"id": f"{len(rows):064}", "uri": f"{len(rows)}", "uris": [f"{len(rows)}"], "split": "train", "width": 1, "height": 1, "format": "PNG"}
+            row = {
+                "id": hashlib.sha256(data).hexdigest(),
+                "uri": f"{len(rows)}",
+                "uris": [f"{len(rows)}"],
+                "split": "train",
+                "width": 1,
+                "height": 1,
+                "format": "PNG",
+            }
             rows.append({**row, "shard": name, "offset": len(content), "length": len(data)})
             content += data
         (folder / name).write_bytes(content)
     return Manifest.of(rows)
 
 
-FILES = [encoded(Image.fromarray(PIXELS + i)) for i in range(4)]
+ORDER = sorted(range(4), key=lambda i: hashlib.sha256(encoded(Image.fromarray(PIXELS + i))).hexdigest())  # as rows of a manifest
+FILES = [encoded(Image.fromarray(PIXELS + i)) for i in ORDER]
 
 
 @pytest.fixture
@@ -56,7 +68,7 @@ def images(tmp_path: Path) -> Images:
 def test_rows_are_the_manifests(images: Images) -> None:
     assert len(images) == 4
     for row, image in enumerate(images):  # ends by IndexError
-        assert np.array_equal(np.asarray(image), PIXELS + row)
+        assert np.array_equal(np.asarray(image), PIXELS + ORDER[row])
         assert images.bytes_of(row) == FILES[row]
     assert images.bytes_of(-1) == FILES[3]
     with pytest.raises(IndexError):
@@ -70,7 +82,24 @@ def test_some_rows(tmp_path: Path) -> None:
     assert [some[1:].bytes_of(row) for row in range(2)] == [FILES[1], FILES[1]]
     assert len(Images(manifest, tmp_path, [])) == 0
     again = pickle.loads(pickle.dumps(some))  # noqa: S301
-    assert np.array_equal(np.asarray(again[0]), PIXELS + 3)
+    assert np.array_equal(np.asarray(again[0]), PIXELS + ORDER[3])
+
+
+def test_files_of_one_length_are_read_at_once(tmp_path: Path) -> None:
+    files = [bytes([i] * 5) for i in range(6)]
+    (tmp_path / "a.tar").write_bytes(b"head" + b"".join(files[:4]))
+    (tmp_path / "b.tar").write_bytes(b"".join(files[4:]))
+    row = {"uri": "", "uris": [""], "split": "train", "width": 1, "height": 1, "format": "PNG", "length": 5}
+    places = [("a.tar", 4 + 5 * i) for i in range(4)] + [("b.tar", 0), ("b.tar", 5)]
+    images = Images(
+        Manifest.of([{**row, "id": f"{i:064}", "shard": shard, "offset": offset} for i, (shard, offset) in enumerate(places)]), tmp_path, hashed=False
+    )
+    with patch.object(os, "preadv", wraps=os.preadv) as read:
+        for rows in ([0, 1, 2, 3, 4, 5], [3, 2, 2, 5, 4], []):
+            out = np.empty((len(rows), 5), np.uint8)
+            images.fill(rows, out)
+            assert [each.tobytes() for each in out] == [files[row] for row in rows]
+    assert [len(call.args[1][0]) for call in read.call_args_list] == [20, 10, 5, 5, 5, 5, 5]
 
 
 def test_missing_shard(images: Images, tmp_path: Path) -> None:
@@ -97,7 +126,22 @@ def test_damaged_shard(images: Images, tmp_path: Path) -> None:
     content = bytearray((tmp_path / "b.tar").read_bytes())
     content[11:40] = bytes(29)
     (tmp_path / "b.tar").write_bytes(content)
-    with pytest.raises(ArtifactError, match=r"row 0 \(byte 11 of .*b\.tar\) does not decode"):
+    changed = "the shard has changed, the sha256 of the image is not its id; restore it with `dvc checkout`"
+    for read in (images.bytes_of, images.__getitem__):
+        with pytest.raises(ArtifactError) as caught:
+            read(0)
+        assert str(caught.value) == f"row 0 (byte 11 of {tmp_path}/b.tar): {changed}"
+    assert images.bytes_of(1) == FILES[1]
+
+
+def test_files_of_a_pack_are_not_their_ids_hashes(tmp_path: Path) -> None:
+    manifest = pool(tmp_path, {"b.tar": FILES})
+    content = bytearray((tmp_path / "b.tar").read_bytes())
+    content[11:15] = b"text"
+    (tmp_path / "b.tar").write_bytes(content)
+    images = Images(manifest, tmp_path, hashed=False)
+    assert images.bytes_of(0) == b"text" + FILES[0][4:]
+    with pytest.raises(ArtifactError, match=r"row 0 \(byte 11 of .*b\.tar\) does not decode \(no image format known here"):
         images[0]
 
 

@@ -26,6 +26,7 @@ from tasks.artifacts import IngestReport, Known, Manifest, Quarantine, Shards, S
 from tasks.errors import ArtifactError, SourceError
 from tasks.images import Images
 from tasks.ingest import Ingested
+from tasks.pack import Pack
 from tasks.params import Ingest, Params
 from tasks.reading import CHUNK_BYTES, CHUNK_FILES, UnfitError, chunked, examine, read_all
 from tasks.sources import Files
@@ -73,6 +74,7 @@ def load(folder: Path) -> Ingested:
         StartLabels.load(folder / "labels.parquet"),
         Quarantine.load(folder / "quarantine.parquet"),
         IngestReport.load(folder / "ingest.json"),
+        Pack.load(folder / "pack"),
     )
 
 
@@ -480,6 +482,7 @@ def test_processes_do_not_change_a_byte(tmp_path: Path, many: Path, monkeypatch:
         "known.parquet",
         "labels.parquet",
         "manifest.parquet",
+        "pack/pack.json",
         "quarantine.parquet",
         "shards/p001-00000.tar",
     ]

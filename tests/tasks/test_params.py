@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
         ("acquire: {budgett: 3}", "unknown key 'acquire.budgett'; did you mean 'budget'?"),
         ("aquire: {budget: 3}", "unknown key 'aquire'; did you mean 'acquire'?"),
         ("import-labels: {labeler: oracle}", "unknown key 'import-labels.labeler'; did you mean 'labeller'?"),
-        ("ingest: {zzz: 1}", "unknown key 'ingest.zzz'; known here: labels, max_pixels, shard_megabytes, source, test, workers"),
+        ("ingest: {zzz: 1}", "unknown key 'ingest.zzz'; known here: cache, labels, max_pixels, shard_megabytes, source, test, workers"),
         ("acquire: {budget: '100'}", "acquire.budget is '100'; input should be a valid integer"),
         ("acquire: {budget: 0}", "acquire.budget is 0; input should be greater than or equal to 1"),
         ("seed: 1.5", "seed is 1.5; input should be a valid integer"),

@@ -55,16 +55,19 @@ def views(name: str, seed: int = 0, size: int = B) -> list[Tensor]:
 def projected(it: Any, x: list[Tensor]) -> list[Array]:
     """What the heads make of views of one size, which they see in one batch."""
     with torch.no_grad():
-        return [each.double().numpy() for each in it.head(it.encoder(torch.cat(x))).chunk(len(x))]
+        made: Tensor = it.head(it.encoder(torch.cat(x)))
+    return [each.double().numpy() for each in made.chunk(len(x))]
 
 
 def unit(x: Array) -> Array:
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+    directions: Array = x / np.linalg.norm(x, axis=-1, keepdims=True)
+    return directions
 
 
 def softmax(x: Array) -> Array:
     e = np.exp(x - x.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
+    shares: Array = e / e.sum(axis=-1, keepdims=True)
+    return shares
 
 
 def test_simclr_is_its_formula() -> None:
@@ -107,7 +110,7 @@ def test_the_copy_of_mocov2_follows() -> None:
     assert isinstance(it, Queued)
     theirs, ours = next(it.key_encoder.parameters()).clone(), next(it.encoder.parameters())
     with torch.no_grad():
-        ours += 1
+        ours.add_(1)
     it.after_step()
     assert torch.allclose(next(it.key_encoder.parameters()), 0.9 * theirs + 0.1 * ours)
     assert not any(parameter.requires_grad for parameter in it.key_encoder.parameters())
@@ -224,7 +227,7 @@ def test_a_step_lowers_the_loss(name: str) -> None:
         with torch.no_grad():
             for parameter in it.parameters():
                 if parameter.grad is not None:
-                    parameter -= 0.01 * parameter.grad
+                    parameter.sub_(0.01 * parameter.grad)
     assert losses[-1] < losses[0]
 
 

@@ -165,7 +165,8 @@ def test_parts_of_a_step_add_up() -> None:
             self.gradients: list[Tensor] = []
 
         def forward(self, views: list[Tensor]) -> Tensor:
-            return (self.encoder(views[0]) @ self.weight).mean()
+            found: Tensor = (self.encoder(views[0]) @ self.weight).mean()
+            return found
 
         def before_step(self) -> None:
             assert self.weight.grad is not None
@@ -247,8 +248,9 @@ def test_the_rate_rises_and_falls_along_a_cosine() -> None:
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
 def test_only_matrices_decay(name: Any) -> None:
     """With no gradient to speak of, decay is all that moves weights."""
-    layer = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
-    torch.nn.init.ones_(layer[0].bias)
+    linear = torch.nn.Linear(3, 2)
+    torch.nn.init.ones_(linear.bias)
+    layer = torch.nn.Sequential(linear, torch.nn.BatchNorm1d(2))
     optimizer = optimizer_of(layer, Recipe(epochs=1, batch_size=2, learning_rate=0.1, weight_decay=0.5, optimizer=name))
     before = copy.deepcopy(layer.state_dict())
     for parameter in layer.parameters():
