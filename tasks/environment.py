@@ -8,15 +8,20 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tasks.params import Params
 
 FILE = "environment.json"
-LIBRARIES = ("torch", "torchvision", "numpy", "lightly", "pillow", "pyarrow", "faiss-gpu", "faiss-cpu", "scikit-learn")
+LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scipy", "lightly", "pillow", "pyarrow", "faiss-gpu", "faiss-cpu", "scikit-learn")
+BITWISE, STATISTICAL = "bitwise", "statistical"
 
 
 def describe() -> dict[str, Any]:
-    """Python, libraries, processor, threads and accelerator of this process's machine."""
+    """Python, libraries, processor, threads and accelerators of this process's machine, and what CUDA it computed with, if it did."""
     versions = {}
     for name in LIBRARIES:
         try:
@@ -28,10 +33,35 @@ def describe() -> dict[str, Any]:
         "accelerators": accelerators,
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "processor": processor(),
+        "cuda": cuda(),
         "system": platform.system(),
         "threads": threads(),
         "libraries": versions,
     }
+
+
+def processor() -> str:
+    """Model of the processor, where the system tells it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def cuda() -> str | None:
+    """Versions of CUDA and cuDNN where this process has used a GPU; torch is not imported only to find that out."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    return f"{torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+
+
+def level(stage: str, params: Params) -> str:
+    """How nearly a stage that is run again gives what it gave: bitwise, on the same kind of device with the same libraries and threads, or statistical."""
+    compiled = stage == "pretrain" and params.pretrain.compile  # the compiler tries kernels by the clock
+    method = params.acquire.method
+    clocked = stage == "acquire" and (method["name"] == "robust-coreset" or method.get("index") == "hnsw")  # a time limit; threads that race
+    return STATISTICAL if compiled or clocked else BITWISE
 
 
 def threads() -> int:
@@ -50,10 +80,10 @@ def nvidia_devices() -> list[str]:
     return done.stdout.splitlines() if done.returncode == 0 else []
 
 
-def record(folder: Path, stage: str, seconds: float) -> None:
-    """Note on what a stage ran and how long it took, in `folder/environment.json`."""
+def record(folder: Path, stage: str, seconds: float, level: str = BITWISE) -> None:
+    """Note on what a stage ran, how long it took, and how nearly it can be run again, in `folder/environment.json`."""
     path = folder / FILE
-    content = {"stages": load(folder) | {stage: {"seconds": round(seconds, 2), **describe()}}}
+    content = {"stages": load(folder) | {stage: {"seconds": round(seconds, 2), "level": level, **describe()}}}
     beside = folder / f".{FILE}.partial"
     beside.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
     beside.replace(path)

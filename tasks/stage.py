@@ -128,7 +128,7 @@ def execute(name: str, folder: Path) -> None:
                 artifact.save(scratch / files[field].name)
             for path in files.values():
                 replace(scratch / path.name, path)
-            environment.record(Path(), name, time.monotonic() - started)
+            environment.record(Path(), name, time.monotonic() - started, environment.level(name, params))
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise full_disk(name, scratch.parent) from error
