@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from tasks.artifacts import Line, Manifest, PretrainCurve, PretrainReport, Shards, StartLabels
+from tasks.errors import ParamsError
 from tasks.images import Images
 from tasks.models import PoolEncoder
 from tasks.pack import Pack, RawImages, images_for
@@ -73,7 +74,10 @@ def pretrain(manifest: Manifest, shards: Shards, pack: Pack, start: StartLabels,
             inputs=fingerprint(params.model_dump_json(), repr(pack.cache), str(seed), run.params.code, *manifest.ids[rows]),
             curve=run.scratch.resolve() / Path(PretrainCurve.file).name,
         )
-        model, lines = launched(trained, (job,), params.launch)
+        try:
+            model, lines = launched(trained, (job,), params.launch)
+        except (MemoryError, ValueError) as error:  # what other params may mend
+            raise ParamsError(f"pretrain: {error}") from error
         job.checkpoint.unlink(missing_ok=True)
     report = PretrainReport(
         method=params.method,
