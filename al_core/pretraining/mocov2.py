@@ -1,7 +1,8 @@
 """MoCo v2: a view is to be found again among many of earlier batches, as a slowly following copy of the encoder sees them.
 
 He et al. 2020, https://arxiv.org/abs/1911.05722, and Chen et al. 2020, https://arxiv.org/abs/2003.04297, with lightly's head. The authors shuffle images
-between GPUs so that batch norm, whose statistics each GPU takes alone, does not give a pair away; here statistics are those of the whole batch.
+between GPUs, each of which has batch statistics of its own, so that a pair does not share them and batch norm cannot tell it from the queue. Here the whole
+batch has one set of statistics, on one GPU or many, and nothing is shuffled; small batches, whose statistics differ most, leave batch norm something to tell.
 """
 
 from __future__ import annotations
