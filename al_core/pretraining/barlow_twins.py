@@ -12,7 +12,7 @@ from torch import Tensor
 
 from al_core.encoders import Encoder
 from al_core.pretraining.augment import Augment, Views
-from al_core.pretraining.objective import Objective, at_once, full_precision, of_all_processes, require, two_kinds
+from al_core.pretraining.objective import Objective, at_once, full_precision, of_all_processes, require, require_above_0, two_kinds
 from al_core.seeds import seeded
 
 
@@ -21,10 +21,15 @@ class BarlowTwins:
     """Redundancy reduction between the dimensions of two views."""
 
     redundancy: float = field(default=0.005, metadata={"meaning": "weight of correlations between different dimensions"})
+    scale: float = field(
+        default=1.0,
+        metadata={"meaning": "multiplies the loss. lars moves biases and batch norm as far as their gradients are long, and the authors take 0.024 with it"},
+    )
     projection: int = field(default=8192, metadata={"meaning": "length of what is correlated, and of the layers before it"})
 
     def __post_init__(self) -> None:
         require(0, redundancy=self.redundancy)
+        require_above_0(scale=self.scale)
         require(2, projection=self.projection)
 
     def views(self, size: int, min_crop: float, augment: Augment) -> list[Views]:
@@ -44,7 +49,7 @@ class Decorrelated(Objective):
         from lightly.loss import BarlowTwinsLoss
         from lightly.models.modules.heads import BarlowTwinsProjectionHead
 
-        self.encoder = encoder
+        self.encoder, self.scale = encoder, method.scale
         with seeded(seed, "barlow-twins", "head"):
             self.head = BarlowTwinsProjectionHead(encoder.dim, method.projection, method.projection)
         self.criterion = BarlowTwinsLoss(method.redundancy)
@@ -54,4 +59,4 @@ class Decorrelated(Objective):
         first, second = at_once(lambda x: self.head(self.encoder(x)), views)
         with full_precision(first.device):
             loss: Tensor = self.criterion(of_all_processes(first), of_all_processes(second))
-        return loss
+        return self.scale * loss

@@ -137,6 +137,7 @@ def test_barlow_twins_is_its_formula() -> None:
     on = sum((c[i, i] - 1) ** 2 for i in range(d))
     off = sum(c[i, j] ** 2 for i in range(d) for j in range(d) if i != j)
     assert it(x).item() == pytest.approx(on + 0.005 * off, rel=1e-4)
+    assert objective("barlow-twins", scale=0.024)(x).item() == pytest.approx(0.024 * (on + 0.005 * off), rel=1e-4)
 
 
 def test_dino_is_its_formula_and_moves_its_centre() -> None:
@@ -258,6 +259,7 @@ def test_the_second_view_alone_is_solarised(name: str) -> None:
         ("mocov2", {"momentum": 1.5}, "mocov2: momentum is 1.5; expected 0 to 1"),
         ("vicreg", {"variance": -1.0}, "vicreg: variance is -1.0; expected at least 0"),
         ("barlow-twins", {"projection": 1}, "barlow-twins: projection is 1; expected at least 2"),
+        ("barlow-twins", {"scale": 0}, "barlow-twins: scale is 0.0; expected above 0"),
         ("dino", {"local_size": -3}, "dino: local_size is -3; expected above 0"),
         ("swav", {"prototypes": 1}, "swav: prototypes is 1; expected at least 2"),
     ],
