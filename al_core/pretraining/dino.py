@@ -93,7 +93,7 @@ class Distilled(Objective):
 
     def before_step(self) -> None:
         """Hold the last layer for the first epochs."""
-        self.head.cancel_last_layer_gradients(int(self.share * self.epochs))
+        self.head.cancel_last_layer_gradients(self.epochs_done(self.epochs))
 
     def after_step(self) -> None:
         """Have the teacher follow."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from al_core.encoders import Encoder
 from al_core.pretraining.augment import Augment, Views
 
+ROUNDING = 1e-6  # epochs: 1 / 49 of 49 is a little less than 1
 LOCAL_AREA = 0.05  # smallest share of the image that a small crop keeps, as DINO and SwAV have it
 
 
@@ -28,6 +29,10 @@ class Objective(nn.Module):
     encoder: Encoder
     head: nn.Module
     share: float = 0.0
+
+    def epochs_done(self, epochs: int) -> int:
+        """Of so many, those that are over."""
+        return int(self.share * epochs + ROUNDING)
 
     def forward(self, views: Sequence[Tensor]) -> Tensor:
         """The loss.

@@ -73,7 +73,7 @@ class Swapped(Objective):
 
     def before_step(self) -> None:
         """Hold the prototypes for the first epochs."""
-        if self.share * self.epochs < self.frozen_epochs:
+        if self.epochs_done(self.epochs) < self.frozen_epochs:
             self.prototypes.weight.grad = None
 
     @torch.no_grad()

@@ -177,6 +177,18 @@ def test_the_last_layer_is_held_for_the_first_epoch(name: str, held: str) -> Non
         assert {key for key, there in gradients.items() if not there} == ({key for key in gradients if key.startswith(held)} if waits else set())
 
 
+def test_an_epoch_is_over_when_its_last_step_is() -> None:
+    """Whatever 1 / 49 is in floating point."""
+    it = objective("simclr")
+    for epochs in (1, 3, 49, 800):
+        for steps in (1, 7, 313):
+            for done in range(epochs):
+                it.share = done * steps / (epochs * steps)
+                assert it.epochs_done(epochs) == done
+                it.share = (done * steps + steps - 1) / (epochs * steps)
+                assert it.epochs_done(epochs) == done
+
+
 def sinkhorn(scores: Array, epsilon: float, iterations: int) -> Array:
     """(b, prototypes) assignments: rows sum to 1, and columns to b / prototypes, more exactly with each iteration."""
     q = np.exp(scores / epsilon)
