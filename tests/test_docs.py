@@ -30,6 +30,7 @@ from al_core.composition import Diversify, Quota
 from al_core.methods import methods
 from al_core.pool import SIGNALS
 from al_core.pretraining import METHODS
+from al_core.pretraining.recipes import PRESETS
 from al_core.registry import COMPOSITION, Card, parameters_of, spelled
 from benchmarks import plot
 from flows.cli import app
@@ -313,6 +314,15 @@ def objective_table() -> str:
     return table(("method", "parameter", "meaning", "default"), [(f"`{name}`", f"`{each.name}`", each.meaning, code(each.default)) for name, each in known])
 
 
+def schedule_tables() -> str:
+    """What every self-supervised method was published with."""
+    parts = []
+    for preset, schedules in PRESETS.items():
+        rows = [(f"`{name}`", code(each.section(name)), each.departs, each.source) for name, each in schedules.items()]
+        parts.append(f"#### `{preset}`\n\n{table(('method', '`pretrain`', 'there, beside', 'source'), rows)}")
+    return "\n".join(parts)
+
+
 OWN = [card for card in methods() if card.kind.__module__.startswith("al_core.")]
 
 
@@ -387,6 +397,7 @@ MADE = [
     Made(DOCS / "artifacts.md", "stages", stage_table),
     Made(DOCS / "artifacts.md", "tables", schema_tables),
     Made(DOCS / "how-to/train-an-encoder.md", "objectives", objective_table),
+    Made(DOCS / "how-to/train-an-encoder.md", "schedules", schedule_tables),
     Made(DOCS / "methods/index.md", "methods", method_table),
     Made(DOCS / "methods/composition.md", "composition", composition_table),
     *(Made(DOCS / f"methods/{card.name}.md", "card", partial(method_card, card)) for card in OWN),

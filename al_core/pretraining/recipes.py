@@ -19,7 +19,7 @@ class Published:
     """One method's schedule on one kind of images."""
 
     source: str
-    departs: str  # from what its source does, where `params.yaml` cannot say it
+    departs: str  # what its source does and `params.yaml` cannot say
     batch_size: int
     rate: float  # learning rate at its peak for REFERENCE images
     rate_end: float  # share of the peak that the cosine falls to
@@ -47,8 +47,8 @@ RESNET50 = {"encoder": "resnet50", "image_size": 224}
 CIFAR_RESNET18 = {"encoder": "resnet18", "stem": "cifar", "image_size": 32, "blur": 0.0, "solarize": 0.0}
 LIGHTLY = CIFAR_RESNET18 | MILD | SGD | {"epochs": 800, "warmup_epochs": 0.0, "weight_decay": 5e-4, "min_crop": 0.08}
 LIGHTLY_SOURCE = "cifar10_benchmark.py of lightly's documentation, https://github.com/lightly-ai/lightly"
-ALL_DECAY = "there biases and batch norm decay, too"
-TWO_BLURS = "there the first view is always blurred and the second in 1 of 10, and saturation is jittered half as much"
+ALL_DECAY = "biases and batch norm decay, too"
+TWO_BLURS = "the first view is always blurred and the second in 1 of 10, and saturation is jittered half as much"
 
 IMAGENET = {
     "simclr": Published(
@@ -71,7 +71,7 @@ IMAGENET = {
     ),
     "vicreg": Published(
         source="Bardes et al. 2022; README of https://github.com/facebookresearch/vicreg",
-        departs="there saturation is jittered half as much, and the first view is solarised as well",
+        departs="saturation is jittered half as much, and the first view is solarised as well",
         batch_size=2048,
         rate=0.2,
         rate_end=0.001,
@@ -129,8 +129,8 @@ CIFAR = {
         objective={"temperature": 0.1, "queue": 8192, "momentum": 0.99},
     ),
     "vicreg": Published(
-        source="imagenette_benchmark.py of lightly's documentation, https://github.com/lightly-ai/lightly: for images of 128 px, as no other is stated",
-        departs=f"there views are blurred; {ALL_DECAY}, and their rate adapts",
+        source="imagenette_benchmark.py of lightly's documentation, https://github.com/lightly-ai/lightly, where images have 128 px",
+        departs=f"half of the views are blurred; {ALL_DECAY}, and their rate adapts",
         batch_size=256,
         rate=0.3,
         rate_end=0.0,
@@ -157,7 +157,7 @@ CIFAR = {
     ),
     "swav": Published(
         source=LIGHTLY_SOURCE,
-        departs="there Adam, whose decay is part of the gradient; prototypes are never held",
+        departs="Adam, whose decay is part of the gradient",
         batch_size=512,
         rate=0.002,
         rate_end=0.0,
