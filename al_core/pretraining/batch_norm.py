@@ -55,12 +55,14 @@ class Synchronised(_BatchNorm):
             return super().forward(input)
         over = [each for each in range(input.ndim) if each != 1]
         shape = [1, -1] + [1] * (input.ndim - 2)
-        mean = self.shared(input.mean(over))
-        around = input - mean.view(shape)
+        exact = input.to(torch.promote_types(input.dtype, torch.float32))  # as torch's own, whose statistics are never bfloat16
+        mean = self.shared(exact.mean(over))
+        around = exact - mean.view(shape)
         variance = self.shared(around.square().mean(over))
         self.remember(mean.detach(), variance.detach(), self.group.size() * input.numel() // input.shape[1])
         scaled = around * (variance + self.eps).rsqrt().view(shape)
-        return scaled * self.weight.view(shape) + self.bias.view(shape) if self.affine else scaled
+        moved = scaled * self.weight.view(shape) + self.bias.view(shape) if self.affine else scaled
+        return moved.to(input.dtype)
 
     def shared(self, values: Tensor) -> Tensor:
         """Mean over the processes."""

@@ -26,30 +26,43 @@ def images(seed: int) -> Tensor:
     return torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(seed)) * 3 + 1
 
 
-def learned(it: nn.Module, part: slice) -> dict[str, Tensor]:
-    """Output and gradients of the second batch, and the state after it."""
+def learned(it: nn.Module, part: slice, *, half: bool) -> dict[str, Tensor]:
+    """Output and gradients of the second batch, and the state after it; half: in bfloat16 where the network may."""
     for seed in (0, 1):
         it.zero_grad()
-        out = it(images(seed)[part])
-        (out**3).mean().backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            out = it(images(seed)[part])
+        (out.float() ** 3).mean().backward()
     return {"out": out.detach()} | {f"gradient of {key}": value.grad for key, value in it.named_parameters()} | it.state_dict()
 
 
-def share(rank: int) -> tuple[dict[str, Tensor], bool]:
-    it = network()
-    parameters = list(it.parameters())
-    same = synchronised(it, torch.distributed.group.WORLD, CPU)
-    assert same is it and isinstance(it[1], Synchronised) and isinstance(it[6], Synchronised)
-    return learned(it, slice(4 * rank, 4 * rank + 4)), all(one is other for one, other in zip(parameters, it.parameters(), strict=True))
+def share(rank: int) -> tuple[list[dict[str, Tensor]], bool]:
+    """What this process's half of the images teaches, exact and in bfloat16; and whether the parameters are still the same objects."""
+    found, kept = [], True
+    for half in (False, True):
+        it = network()
+        parameters = list(it.parameters())
+        same = synchronised(it, torch.distributed.group.WORLD, CPU)
+        assert same is it and isinstance(it[1], Synchronised) and isinstance(it[6], Synchronised)
+        found.append(learned(it, slice(4 * rank, 4 * rank + 4), half=half))
+        kept &= all(one is other for one, other in zip(parameters, it.parameters(), strict=True))
+    return found, kept
 
 
-def test_two_processes_learn_as_one(two_processes: Callable[..., list[Any]]) -> None:
-    whole, halves = learned(network(), slice(None)), two_processes(share)
-    assert all(kept for _, kept in halves), "an optimiser that holds the parameters would go on training others"
-    for key, value in whole.items():
-        parts = [half[key].double() for half, _ in halves]
-        found = torch.cat(parts) if key == "out" else torch.stack(parts).mean(dim=0)
-        assert torch.allclose(found, value.double(), rtol=1e-4, atol=1e-5), key
+@pytest.fixture(scope="module")
+def shares(two_processes: Callable[..., list[Any]]) -> list[tuple[list[dict[str, Tensor]], bool]]:
+    return two_processes(share)
+
+
+@pytest.mark.parametrize(("half", "tolerance"), [(False, 1e-5), (True, 2e-2)])
+def test_two_processes_learn_as_one(shares: list[tuple[list[dict[str, Tensor]], bool]], half: bool, tolerance: float) -> None:
+    assert all(kept for _, kept in shares), "an optimiser that holds the parameters would go on training others"
+    for key, value in learned(network(), slice(None), half=half).items():
+        parts = [found[half][key] for found, _ in shares]
+        assert {part.dtype for part in parts} == {value.dtype}, key
+        exact = [part.double() for part in parts]
+        together = torch.cat(exact) if key == "out" else torch.stack(exact).mean(dim=0)
+        assert torch.allclose(together, value.double(), rtol=10 * tolerance, atol=tolerance), key
 
 
 def test_alone_nothing_is_replaced() -> None:
