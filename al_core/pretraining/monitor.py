@@ -43,11 +43,15 @@ def health(embeddings: Tensor, compared: Tensor | None = None, labels: Rows | No
         labels: (n,) class numbers, -1 where there is none; None: no probe.
     """
     x = embeddings.double()  # (n, d)
-    values = torch.linalg.svdvals(x - x.mean(dim=0))
-    shares = values / values.sum()
-    rank = float(torch.exp(torch.special.entr(shares).sum()))
+    rank = effective_rank(x) if x.isfinite().all() else math.nan
     head_spread = 1.0 if compared is None else spread(compared.double())
     return Health(spread(x), rank, head_spread, None if labels is None else probe(normalize(x), labels))
+
+
+def effective_rank(x: Tensor) -> float:
+    """Of (n, d) vectors around their mean."""
+    values = torch.linalg.svdvals(x - x.mean(dim=0))
+    return float(torch.exp(torch.special.entr(values / values.sum()).sum()))
 
 
 def spread(x: Tensor) -> float:

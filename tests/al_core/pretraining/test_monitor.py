@@ -21,6 +21,15 @@ def test_points_on_the_axes_are_as_different_as_can_be() -> None:
     assert not seen.collapsed
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_embeddings_that_are_no_numbers_have_collapsed(value: float) -> None:
+    x = torch.eye(6)
+    x[3, 2] = value
+    seen = health(x)
+    assert math.isnan(seen.rank)
+    assert seen.collapsed
+
+
 def test_one_point_repeated_has_collapsed() -> None:
     x = torch.full((10, 4), 3.0)
     assert health(x).spread == pytest.approx(0, abs=1e-12)
