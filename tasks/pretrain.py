@@ -18,6 +18,7 @@ from tasks.pack import Pack, RawImages, images_for
 from tasks.params import Pretrain
 from tasks.progress import line, say
 from tasks.stage import Run, stage
+from tasks.weights import load_weights
 
 if TYPE_CHECKING:
     from al_core.pretraining.train import Epoch
@@ -60,7 +61,10 @@ def pretrain(manifest: Manifest, shards: Shards, pack: Pack, start: StartLabels,
     from tasks.launch import launched
 
     seed = derive(run.seed, run.round, "pretrain")
-    model = PoolEncoder.of(build(params.encoder, seed, image_size=params.image_size))
+    encoder = build(params.encoder, seed, image_size=params.image_size, stem=params.stem)
+    if params.weights:
+        load_weights(encoder, params.weights, params.weights_sha256)
+    model = PoolEncoder.of(encoder)
     rows = np.flatnonzero(manifest.frame["split"] == "train")
     lines: list[Line] = []
     if params.method != "none":
@@ -80,9 +84,11 @@ def pretrain(manifest: Manifest, shards: Shards, pack: Pack, start: StartLabels,
     report = PretrainReport(
         method=params.method,
         encoder=params.encoder,
+        stem=params.stem,
+        weights=params.weights_sha256 or params.weights,
         image_size=params.image_size,
-        dim=model.dim,
-        parameters=n_parameters(model.network()),
+        dim=encoder.dim,
+        parameters=n_parameters(encoder),
         epochs=len(lines),
         images=len(rows),
         first_loss=lines[0].loss if lines else None,
