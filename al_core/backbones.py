@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -129,15 +130,16 @@ def from_torchvision(name: str, image_size: int) -> Backbone:
     return Backbone(body, stages(body, children, image_size if family in sized else USUAL_SIZE))
 
 
-def from_timm(name: str, image_size: int) -> Backbone:
-    """One of timm's models without its classifier; its own pooling gives the embedding."""
+def from_timm(name: str, image_size: int, *, pretrained: bool = False) -> Backbone:
+    """One of timm's models without its classifier; its own pooling gives the embedding. `pretrained` weights come from its cache or the network."""
     import timm
 
     name = name.removeprefix(TIMM)
     about = timm.get_pretrained_cfg(name)
     assert about is not None, f"timm says nothing of its own {name}"
     sized = about.fixed_input_size
-    body = timm.create_model(name, num_classes=0, img_size=image_size) if sized else timm.create_model(name, num_classes=0)
+    create = partial(timm.create_model, name, pretrained=pretrained, num_classes=0)
+    body = create(img_size=image_size) if sized else create()
     info = getattr(body, "feature_info", [])
     known = {path for path, _ in body.named_modules()}
     places = [each["module"] for each in (info if isinstance(info, list) else info.get_dicts()) if each.get("module") in known]

@@ -118,21 +118,17 @@ def tensors_in(content: object, path: Path) -> dict[str, Tensor]:
 
 def published(encoder: Encoder) -> dict[str, Tensor]:
     """What timm has published for one of its encoders, from its cache or the network."""
-    import timm
+    from al_core import backbones
 
-    from al_core.backbones import TIMM as PREFIX
-
-    if not encoder.name.startswith(PREFIX):
+    if not encoder.name.startswith(backbones.TIMM):
         raise ParamsError(f"pretrain.weights is 'timm', but encoder {encoder.name!r} is none of timm's; choose timm/NAME, or name a file of weights")
     try:
-        model = timm.create_model(encoder.name.removeprefix(PREFIX), pretrained=True, num_classes=0)
+        return backbones.from_timm(encoder.name, encoder.image_size, pretrained=True).body.state_dict()
     except Exception as error:  # of several libraries: no weights of that name, no network, a hub that refuses
         raise ParamsError(
             f"pretrain.weights is 'timm', but the weights of {encoder.name!r} cannot be had here ({type(error).__name__}: {str(error).splitlines()[0]}); "
             "fetch them on a machine with network, save model.state_dict() as .safetensors, and name that file"
         ) from error
-    tensors: dict[str, Tensor] = model.state_dict()
-    return tensors
 
 
 def fitted(tensors: Mapping[str, Tensor], encoder: Encoder, name: str) -> dict[str, Tensor]:
