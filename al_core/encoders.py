@@ -2,77 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from al_core.backbones import IMAGENET, backbone, shapes
 from al_core.seeds import seeded
 
-Name = Literal["small", "resnet18"]
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's channels, as most published weights expect
+MEAN, STD = IMAGENET
 
 
 class Encoder(nn.Module):
-    """Images to embeddings. Takes (B, 3, S, S) float in [0, 1] and normalises the channels itself; gives (B, dim)."""
+    """Images to embeddings. Takes (B, 3, S, S) float in [0, 1] and normalises the channels itself; gives (B, dim).
+
+    Args:
+        name: of the architecture; see `build`.
+        dim: length of an embedding.
+        body: gives (B, dim) for (B, 3, S, S) with normalised channels.
+        stem: of the architecture.
+        image_size: pixels of a side that it is made for; some architectures take no other.
+        stages: dotted names inside `body` of modules whose outputs are feature maps (B, C, H, W), (B, H, W, C) of Swin transformers, or tokens
+            (B, N, C), low to high; at most four.
+        mean: of the three channels.
+        std: of the three channels.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: Name, dim: int, body: nn.Module) -> None:
+    def __init__(
+        self,
+        name: str,
+        dim: int,
+        body: nn.Module,
+        *,
+        stem: str = "standard",
+        image_size: int = 224,
+        stages: Sequence[str] = (),
+        mean: Sequence[float] = MEAN,
+        std: Sequence[float] = STD,
+    ) -> None:
         super().__init__()
-        self.name: Name = name
-        self.dim, self.body = dim, body
-        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
+        self.name, self.dim, self.body = name, dim, body
+        self.stem, self.image_size, self.stages = stem, image_size, tuple(stages)
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:  # (B, 3, S, S) -> (B, dim)
         embeddings: Tensor = self.body((images - self.mean) / self.std)
         return embeddings
 
 
-def build(name: Name, seed: int) -> Encoder:
-    """An encoder with random weights: equal name and seed give equal weights.
+def build(name: str, seed: int, *, image_size: int = 224, stem: str = "standard") -> Encoder:
+    """An encoder with random weights: equal arguments give equal weights.
+
+    Args:
+        name: `small`, `bayesian-cnn`, a classifier of torchvision (`resnet50`), or a model of timm (`timm/vit_small_patch16_224`).
+        seed: of the weights.
+        image_size: pixels of a side. Networks that take any size are as good for others; ViTs and their like are made for this one.
+        stem: `cifar` gives a ResNet a first convolution of 3x3 with stride 1 and no max-pooling, for images of some 32 px.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name or stem, a stem that the network cannot have, or an image size that it does not take.
     """
-    if name not in BODIES:
-        raise ValueError(f"unknown encoder {name!r}; the encoders are {', '.join(BODIES)}")
-    dim, body = BODIES[name]
     with seeded(seed, "encoder", name):
-        return Encoder(name, dim, body())
+        made = backbone(name, image_size, stem)
+    dim = output_dim(made.body, name, image_size)
+    return Encoder(name, dim, made.body, stem=stem, image_size=image_size, stages=made.stages, mean=made.mean, std=made.std)
+
+
+def output_dim(body: nn.Module, name: str, image_size: int) -> int:
+    """Length of the embedding of an image of that size."""
+    try:
+        shape = shapes(body, [""], image_size)[""]
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ValueError(f"encoder {name!r} does not take images of {image_size} px: {str(error).splitlines()[0]}") from error
+    if len(shape) != 2:
+        raise ValueError(f"encoder {name!r} gives {tuple(shape)} for one image, expected one vector; choose another")
+    return shape[1]
 
 
 def n_parameters(module: nn.Module) -> int:
     """Numbers that training sets, batch norm's running statistics not counted."""
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def small() -> nn.Module:
-    """Four 3x3 convolutions with batch norm, each but the first halving the sides, then the mean over places: for images of about 8 to 32 px."""
-    widths = (3, 16, 32, 64, 128)
-    layers: list[nn.Module] = []
-    for index, (width_in, width_out) in enumerate(pairwise(widths)):
-        convolution = nn.Conv2d(width_in, width_out, 3, stride=1 if index == 0 else 2, padding=1, bias=False)
-        layers += [convolution, nn.BatchNorm2d(width_out), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-
-
-def resnet18() -> nn.Module:
-    """torchvision's ResNet-18 up to its pooled features."""
-    from torchvision.models import resnet18
-
-    network: nn.Module = resnet18(weights=None)
-    network.fc = nn.Identity()
-    return network
-
-
-BODIES: dict[str, tuple[int, Callable[[], nn.Module]]] = {"small": (128, small), "resnet18": (512, resnet18)}  # dim, body
 
 
 @contextmanager

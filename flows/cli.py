@@ -82,7 +82,7 @@ def init(
     classes: Annotated[str | None, typer.Option(help="Answers people may give, by commas; default: those of the source's labels.")] = None,
     encoder: Annotated[
         str | None,
-        typer.Option(help="small (images up to about 32 px) or resnet18; default: by the source."),
+        typer.Option(help="small (images up to about 32 px), resnet18 or another of torchvision, timm/NAME; default: by the source."),
     ] = None,
 ) -> None:
     """Make a workspace: a git + DVC repository with a commented params.yaml."""

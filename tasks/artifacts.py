@@ -278,6 +278,8 @@ class PretrainReport(Record):
     file: ClassVar[str] = "${pool}/encoder.json"
     method: str
     encoder: str
+    stem: str
+    weights: str | None  # that it began with: sha256 of the file, or timm; null: random
     image_size: int
     dim: int  # length of an embedding
     parameters: int

@@ -17,7 +17,7 @@ from tasks.artifacts import Artifact
 from tasks.errors import ArtifactError
 
 if TYPE_CHECKING:
-    from al_core.encoders import Encoder, Name
+    from al_core.encoders import Encoder
 
 Array = npt.NDArray[np.generic]
 
@@ -42,15 +42,21 @@ class Model(Artifact):
 
     file = "${here}/model.safetensors"
 
-    encoder: Name  # of the architecture
+    encoder: str  # of the architecture
+    stem: str  # of the architecture
     image_size: int  # pixels of a side
     weights: dict[str, Array]  # the encoder's state
     head: Head | None = None
 
     @classmethod
-    def of(cls, encoder: Encoder, image_size: int, head: Head | None = None) -> Self:
+    def of(cls, encoder: Encoder, head: Head | None = None) -> Self:
         """The artifact of a network."""
-        return cls(encoder.name, image_size, {key: value.cpu().numpy() for key, value in encoder.state_dict().items()}, head)
+        weights: dict[str, Array] = {key: value.cpu().numpy() for key, value in encoder.state_dict().items()}
+        return cls(encoder.name, encoder.stem, encoder.image_size, weights, head)
+
+    def classifier(self, head: Head) -> Model:
+        """This encoder with a head."""
+        return Model(self.encoder, self.stem, self.image_size, self.weights, head)
 
     @property
     def dim(self) -> int:
@@ -63,7 +69,7 @@ class Model(Artifact):
 
         from al_core.encoders import build
 
-        encoder = build(self.encoder, seed=0)
+        encoder = build(self.encoder, seed=0, image_size=self.image_size, stem=self.stem)
         try:
             encoder.load_state_dict({key: torch.from_numpy(value.copy()) for key, value in self.weights.items()})
         except RuntimeError as error:
@@ -72,7 +78,7 @@ class Model(Artifact):
 
     def digest(self) -> str:
         """sha256 of the encoder alone: equal for models that differ in their heads only."""
-        total = hashlib.sha256(f"{self.encoder} {self.image_size}".encode())
+        total = hashlib.sha256(f"{self.encoder} {self.stem} {self.image_size}".encode())
         for name in sorted(self.weights):
             total.update(name.encode() + np.ascontiguousarray(self.weights[name]).tobytes())
         return total.hexdigest()
@@ -86,12 +92,12 @@ class Model(Artifact):
                 about = json.loads(file.metadata()["rondo"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             head = Head(tensors.pop("head.weight"), tensors.pop("head.bias"), about["classes"]) if "classes" in about else None
-            return cls(about["encoder"], about["image_size"], tensors, head)
+            return cls(about["encoder"], about["stem"], about["image_size"], tensors, head)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path} is not a Rondo model ({error}); restore it with `dvc checkout {path}`") from error
 
     def save(self, path: Path) -> None:
-        about: dict[str, object] = {"encoder": self.encoder, "image_size": self.image_size}
+        about: dict[str, object] = {"encoder": self.encoder, "stem": self.stem, "image_size": self.image_size}
         tensors = dict(self.weights)
         if self.head:
             about["classes"] = self.head.classes

@@ -69,7 +69,13 @@ class Pretrain(Section):
         "simclr", description="self-supervised method; none: the encoder keeps the weights that it begins with"
     )
     objective: dict[str, Any] = Field({}, description="parameters of the method, such as {temperature: 0.2}; `rondo open` writes every one out")
-    encoder: Literal["small", "resnet18"] = Field("small", description="small: 4 convolutions, for images up to about 32 px; resnet18: for larger ones")
+    encoder: str = Field(
+        "small",
+        description="small: 4 convolutions, for images up to about 32 px; bayesian-cnn; torchvision's by name, such as resnet18; timm's as timm/NAME",
+    )
+    stem: Literal["standard", "cifar"] = Field("standard", description="cifar: a ResNet's first layers for images up to about 64 px, 3x3 and no max-pooling")
+    weights: str | None = Field(None, description="what training starts from: a .safetensors, .pth, .pt or .ckpt file; timm: published ones; null: random")
+    weights_sha256: str | None = Field(None, description="of the file of weights; set by `rondo open`")
     image_size: Positive = Field(32, description="pixels; images are resized to image_size x image_size")
     epochs: Positive = Field(20, description="passes over the pool")
     batch_size: Annotated[int, Field(ge=2)] = Field(256, description="images a step, of all processes together")

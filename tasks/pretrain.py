@@ -19,6 +19,7 @@ from tasks.pack import Pack, RawImages, images_for
 from tasks.params import Pretrain
 from tasks.progress import line, say
 from tasks.stage import Run, stage
+from tasks.weights import load_weights
 
 if TYPE_CHECKING:
     from al_core.pretraining.train import Epoch
@@ -42,6 +43,7 @@ class Job:
     """What every process of a training needs to know."""
 
     params: Pretrain
+    begin: PoolEncoder  # what training starts from
     images: Images | RawImages
     source_size: int  # pixels of a side that views are cut out of
     labels: Rows  # class numbers, -1 where unknown
@@ -60,12 +62,16 @@ def pretrain(manifest: Manifest, shards: Shards, pack: Pack, start: StartLabels,
     from tasks.launch import launched
 
     seed = derive(run.seed, run.round, "pretrain")
-    model = PoolEncoder.of(build(params.encoder, seed), params.image_size)
+    encoder = build(params.encoder, seed, image_size=params.image_size, stem=params.stem)
+    if params.weights:
+        load_weights(encoder, params.weights, params.weights_sha256)
+    model = PoolEncoder.of(encoder)
     rows = np.flatnonzero(manifest.frame["split"] == "train")
     lines: list[Line] = []
     if params.method != "none":
         job = Job(
             params,
+            model,
             images_for("pretrain", params.image_size, manifest, Shards(shards.path.resolve()), Pack(pack.path.resolve())).only(rows),
             max(params.image_size, pack.cache.size if pack.cache else 0),
             class_numbers(manifest, start)[rows],
@@ -82,9 +88,11 @@ def pretrain(manifest: Manifest, shards: Shards, pack: Pack, start: StartLabels,
     report = PretrainReport(
         method=params.method,
         encoder=params.encoder,
+        stem=params.stem,
+        weights=params.weights_sha256 or params.weights,
         image_size=params.image_size,
-        dim=model.dim,
-        parameters=n_parameters(model.network()),
+        dim=encoder.dim,
+        parameters=n_parameters(encoder),
         epochs=len(lines),
         images=len(rows),
         first_loss=lines[0].loss if lines else None,
@@ -102,7 +110,6 @@ def class_numbers(manifest: Manifest, start: StartLabels) -> Rows:
 def trained(job: Job) -> tuple[PoolEncoder, list[Line]]:
     """The encoder and the curve, by one process alone or as a member of a group; all members give the same."""
     from al_core.devices import best_device
-    from al_core.encoders import build
     from al_core.pretraining import build as build_method
     from al_core.pretraining.augment import Augment
     from al_core.pretraining.train import Recipe, train
@@ -111,7 +118,7 @@ def trained(job: Job) -> tuple[PoolEncoder, list[Line]]:
 
     params, group = job.params, processes()
     method = build_method(params.method, params.objective)
-    encoder = build(params.encoder, job.seed)
+    encoder = job.begin.network().train()
     curve = Curve(job.curve if group.rank == 0 else None, params.epochs)
     train(
         job.images,
@@ -127,7 +134,7 @@ def trained(job: Job) -> tuple[PoolEncoder, list[Line]]:
         store=Checkpoint(job.checkpoint, job.inputs),
         on_epoch=curve,
     )
-    return PoolEncoder.of(encoder, params.image_size), curve.lines
+    return PoolEncoder.of(encoder), curve.lines
 
 
 def chosen(kind: type[Any], params: Pretrain) -> dict[str, Any]:

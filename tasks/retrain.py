@@ -80,7 +80,7 @@ def linear(
         embeddings = np.concatenate(list(features("retrain", images, encoder, params.batch_size, params.workers)))
     solved = fit(embeddings[train.rows], train.classes, len(classes), l2=params.l2)
     head = Head(solved.weight, solved.bias, classes)
-    return Model(encoder.encoder, encoder.image_size, encoder.weights, head), head.logits(embeddings)
+    return encoder.classifier(head), head.logits(embeddings)
 
 
 def finetuned(
@@ -108,7 +108,7 @@ def finetuned(
         device=best_device(),
         on_epoch=lambda epoch, loss, _: say(f"{line('retrain: epochs', epoch, params.epochs, time.monotonic() - started)}, loss {loss:.4f}"),
     )
-    model = Model.of(tuned.encoder, encoder.image_size, Head(tuned.head.weight, tuned.head.bias, classes))
+    model = Model.of(tuned.encoder, Head(tuned.head.weight, tuned.head.bias, classes))
     assert model.head is not None
     batches = features("retrain", images, model, params.batch_size, params.workers)
     return model, np.concatenate([model.head.logits(batch) for batch in batches])

@@ -20,6 +20,7 @@ from tasks.code_version import code_version
 from tasks.errors import AnswersError, ArtifactError, ParamsError, RondoError, WorkspaceError
 from tasks.params import Params, Pretrain
 from tasks.stage import AFTER_ANSWERS, BEFORE_ANSWERS, POOL_STAGES, pipeline
+from tasks.weights import settle_weights
 from tasks.workspace import Round, Workspace, dvc_yaml
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ def open_pool(workspace: Workspace) -> Round:
     pool = Round(workspace.root, f"p{len(pools) + 1:03}")
     previous = f"../{pools[-1].name}" if pools else None
     params = frozen(workspace.params, round=pool.name, pool=".", previous=previous, here=".", model="encoder.safetensors", answers="known.parquet")
-    freeze(workspace, pool, params.model_copy(update={"pretrain": settle_pretrain(params.pretrain)}))
+    pretrain = settle_weights(settle_pretrain(params.pretrain), workspace.root, pool.folder)
+    freeze(workspace, pool, params.model_copy(update={"pretrain": pretrain}))
     return pool
 
 

@@ -36,10 +36,10 @@ def starting_params(
         ParamsError: an argument is not what `params.yaml` allows.
     """
     pretrain = pretrain_for(source)
-    if encoder not in (None, "small", "resnet18"):
-        raise ParamsError(f"--encoder is {encoder!r}; choose small (images up to about 32 px) or resnet18")
+    if encoder is not None:
+        check_encoder(encoder)
     if encoder is not None and encoder != pretrain.encoder:
-        other = SMALL if encoder == "small" else PHOTOS
+        other = SMALL if encoder == "small" else PHOTOS.model_copy(update={"encoder": encoder})
         kept = {"color", "grey", "flip", "rotate"}  # what the images bear does not depend on the encoder
         pretrain = other.model_copy(update={key: getattr(pretrain, key) for key in kept})
     return Params.check(
@@ -54,6 +54,16 @@ def starting_params(
         },
         "rondo init",
     )
+
+
+def check_encoder(name: str) -> None:
+    """Raise unless there is such an encoder."""
+    from al_core.backbones import maker
+
+    try:
+        maker(name)
+    except ValueError as error:
+        raise ParamsError(f"--encoder: {error}") from error
 
 
 def pretrain_for(source: str) -> Pretrain:

@@ -1,10 +1,11 @@
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 
-from al_core.encoders import MEAN, STD, build, deterministic, n_parameters
+from al_core.encoders import MEAN, STD, Encoder, build, deterministic, n_parameters
 
 
 def test_small_gives_one_vector_an_image_at_every_size() -> None:
@@ -43,9 +44,148 @@ def test_weights_come_from_the_seed_alone() -> None:
     assert "mean" not in first, "constants are no weights"
 
 
-def test_unknown_name() -> None:
-    with pytest.raises(ValueError, match=r"unknown encoder 'resnet9'; the encoders are small, resnet18"):
-        build("resnet9", 0)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("resnet9", "did you mean resnet50 or resnet34 or resnet18?"),
+        ("vit_small_patch16_224", "did you mean timm/vit_small_patch16_224 or timm/deit_small_patch16_224 or timm/vit_small_patch8_224?"),
+        ("timm/resnet17", "did you mean timm/resnet18 or "),
+        ("ours", "they are small, bayesian-cnn, torchvision's (resnet50, ...) and timm's (timm/resnet50, ...)"),
+    ],
+)
+def test_an_unknown_name_says_which_are_near(name: str, hint: str) -> None:
+    with pytest.raises(ValueError, match="unknown encoder") as caught:
+        build(name, 0)
+    assert str(caught.value).startswith(f"unknown encoder {name!r}; {hint}")
+
+
+def test_a_name_of_torchvision_gives_its_network_up_to_the_last_layer() -> None:
+    from torchvision.models import mobilenet_v3_small
+
+    encoder, published = build("mobilenet_v3_small", 0).eval(), mobilenet_v3_small().eval()
+    published.load_state_dict(encoder.body.state_dict(), strict=False)
+    images = torch.rand(2, 3, 64, 64)
+    normalised = torch.stack([(images[:, channel] - MEAN[channel]) / STD[channel] for channel in range(3)], dim=1)
+    before_last = published.classifier[:3](published.avgpool(published.features(normalised)).flatten(1))
+    torch.testing.assert_close(encoder(images), before_last)
+    assert encoder.dim == published.classifier[3].in_features
+
+
+def test_a_name_of_timm_gives_its_pooled_features_of_channels_as_its_weights_expect() -> None:
+    import timm
+
+    encoder = build("timm/vit_tiny_patch16_224", 0, image_size=64).eval()
+    published: Any = timm.create_model("vit_tiny_patch16_224", img_size=64).eval()
+    published.load_state_dict(encoder.body.state_dict(), strict=False)
+    images = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(encoder(images), published.forward_features((images - 0.5) / 0.5)[:, 0])
+
+
+@pytest.mark.parametrize("name", ["resnet18", "timm/resnet18"])
+def test_the_cifar_stem_keeps_all_places_of_a_small_image(name: str) -> None:
+    encoder = build(name, 0, image_size=32, stem="cifar").eval()
+    assert outputs(encoder, 32) == [(1, 64, 32, 32), (1, 128, 16, 16), (1, 256, 8, 8), (1, 512, 4, 4)]
+    assert n_parameters(build(name, 0)) - n_parameters(encoder) == (7 * 7 - 3 * 3) * 3 * 64
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "expected"),
+    [
+        ("small", 16, [(1, 16, 16, 16), (1, 32, 8, 8), (1, 64, 4, 4), (1, 128, 2, 2)]),
+        ("bayesian-cnn", 28, [(1, 32, 25, 25), (1, 32, 22, 22)]),
+        ("resnet18", 224, [(1, 64, 56, 56), (1, 128, 28, 28), (1, 256, 14, 14), (1, 512, 7, 7)]),
+        ("mobilenet_v3_small", 64, [(1, 16, 16, 16), (1, 24, 8, 8), (1, 48, 4, 4), (1, 576, 2, 2)]),
+        ("shufflenet_v2_x0_5", 64, [(1, 24, 16, 16), (1, 48, 8, 8), (1, 96, 4, 4), (1, 1024, 2, 2)]),
+        ("regnet_y_400mf", 64, [(1, 48, 16, 16), (1, 104, 8, 8), (1, 208, 4, 4), (1, 440, 2, 2)]),
+        ("swin_t", 64, [(1, 16, 16, 96), (1, 8, 8, 192), (1, 4, 4, 384), (1, 2, 2, 768)]),
+        ("timm/vit_tiny_patch16_224", 64, [(1, 1 + 4 * 4, 192)] * 4),
+    ],
+)
+def test_stages_are_the_maps_that_the_network_makes_on_its_way(name: str, size: int, expected: list[tuple[int, ...]]) -> None:
+    assert outputs(build(name, 0, image_size=size), size) == expected
+
+
+def test_stages_of_a_vit_are_every_third_of_twelve_blocks() -> None:
+    assert build("timm/vit_tiny_patch16_224", 0).stages == ("blocks.2", "blocks.5", "blocks.8", "blocks.11")
+
+
+def outputs(encoder: Encoder, size: int) -> list[tuple[int, ...]]:
+    """Shapes that the stages give for one image, in the order in which they run."""
+    seen: list[tuple[int, ...]] = []
+    for name in encoder.stages:
+        encoder.body.get_submodule(name).register_forward_hook(lambda module, given, output: seen.append(tuple(output.shape)))
+    with torch.inference_mode():
+        encoder.eval()(torch.rand(1, 3, size, size))
+    return seen
+
+
+def test_the_bayesian_cnn_is_the_papers() -> None:
+    encoder = build("bayesian-cnn", 0, image_size=28)
+    dense = 32 * 11 * 11 * 128 + 128  # 28 px, less 3 for each convolution, halved
+    assert n_parameters(encoder) == (3 * 4 * 4 * 32 + 32) + (32 * 4 * 4 * 32 + 32) + dense
+    assert [module.p for module in encoder.modules() if isinstance(module, torch.nn.Dropout)] == [0.25, 0.5]
+    images = torch.rand(3, 3, 28, 28)
+    assert not torch.equal(encoder(images), encoder(images)), "dropout draws anew for each pass"
+    assert encoder.eval()(images).shape == (3, 128)
+
+
+def test_building_leaves_the_network_as_it_was_made() -> None:
+    encoder = build("resnet18", 0)
+    assert all(module.training for module in encoder.modules())
+    assert all(tensor.device.type == "cpu" for tensor in encoder.state_dict().values())
+    assert not any(module._forward_hooks for module in encoder.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "stem", "message"),
+    [
+        ("vit_b_16", 30, "standard", "encoder 'vit_b_16' does not take images of 30 px: Input shape indivisible by patch size!"),
+        ("bayesian-cnn", 7, "standard", "encoder 'bayesian-cnn' does not take images of 7 px: it needs 8 px at least"),
+        ("resnet18", 32, "tall", "unknown stem 'tall'; the stems are standard, cifar"),
+        (
+            "small",
+            32,
+            "cifar",
+            "stem 'cifar' replaces the first convolution and the max-pooling of a ResNet; encoder 'small' has no such pair: use stem 'standard'",
+        ),
+    ],
+)
+def test_what_a_network_cannot_be(name: str, size: int, stem: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        build(name, 0, image_size=size, stem=stem)
+
+
+def test_a_size_that_is_too_small_for_the_layers_is_said_at_once() -> None:
+    with pytest.raises(ValueError, match=r"^encoder 'inception_v3' does not take images of 32 px: Calculated padded input size"):
+        build("inception_v3", 0, image_size=32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_b_32",
+        "swin_v2_t",
+        "convnext_tiny",
+        "densenet121",
+        "mobilenet_v2",
+        "vgg11_bn",
+        "alexnet",
+        "googlenet",
+        "inception_v3",
+        "efficientnet_b0",
+        "efficientnet_v2_s",
+        "squeezenet1_1",
+        "mnasnet0_5",
+        "regnet_x_400mf",
+        "maxvit_t",
+    ],
+)
+def test_every_family_of_torchvision_has_encoders(name: str) -> None:
+    encoder = build(name, 0).eval()
+    assert len(encoder.stages) == 4
+    with torch.inference_mode():
+        assert encoder(torch.rand(1, 3, 224, 224)).shape == (1, encoder.dim)
 
 
 def test_deterministic_puts_the_switches_back() -> None:

@@ -43,7 +43,7 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make(root / "packed", source, cache={"size": 8, "format": "raw"})
     rng = np.random.default_rng(0)
     head = Head(rng.normal(size=(3, 128)).astype(np.float32), np.zeros(3, np.float32), ["a", "b", "c"])
-    Model.of(build("small", 1), 8, head).save(root / "model.safetensors")
+    Model.of(build("small", 1, image_size=8), head).save(root / "model.safetensors")
     return root
 
 
@@ -208,7 +208,7 @@ def test_out_of_memory_names_the_batch_size_to_try(pools: Path, tmp_path: Path, 
 
 
 def test_logits_need_a_head(pools: Path, tmp_path: Path) -> None:
-    bare = Model.of(build("small", 1), 8)
+    bare = Model.of(build("small", 1, image_size=8))
     bare.save(tmp_path / "bare.safetensors")
     folder = opened(pools, tmp_path / "round")
     content = Params.load(folder / "params.yaml").model_copy(update={"model": str(tmp_path / "bare.safetensors")})

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
         ("acquire: {budget: '100'}", "acquire.budget is '100'; input should be a valid integer"),
         ("acquire: {budget: 0}", "acquire.budget is 0; input should be greater than or equal to 1"),
         ("seed: 1.5", "seed is 1.5; input should be a valid integer"),
-        ("pretrain: {encoder: vgg}", "pretrain.encoder is 'vgg'; input should be 'small' or 'resnet18'"),
+        ("pretrain: {stem: tall}", "pretrain.stem is 'tall'; input should be 'standard' or 'cifar'"),
         ("classes: 2024-01-01", "Object of type date is not JSON serializable; put the value in quotes"),
         ("[1, 2]", "holds list, expected sections such as `acquire:`"),
         ("a: [", "is not YAML"),
