@@ -84,6 +84,13 @@ def init(
         str | None,
         typer.Option(help="small (images up to about 32 px), resnet18 or another of torchvision, timm/NAME; default: by the source."),
     ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Schedule of pretraining: **tiny** (small network, minutes of a CPU), **cifar** (SimCLR, ResNet-18, images of 32 px) or **imagenet** "
+            "(MoCo v2, ResNet-50, 224 px), as published: hours to days of GPUs. Default: by the source."
+        ),
+    ] = None,
 ) -> None:
     """Make a workspace: a git + DVC repository with a commented params.yaml."""
     from tasks.starting import starting_params
@@ -97,6 +104,7 @@ def init(
         programme=programme,
         classes=classes.split(",") if classes else None,
         encoder=encoder,
+        preset=preset,
     )
     workspace = make(folder, params)
     typer.echo(f"Made {workspace.root}. Look at {workspace.root / 'params.yaml'}, then:\n  rondo cycle --workspace {folder}")

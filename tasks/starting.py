@@ -16,6 +16,8 @@ SMALL = Pretrain(encoder="small", image_size=32, epochs=40, batch_size=64, objec
 PHOTOS = SMALL.model_copy(update={"encoder": "resnet18", "image_size": 64, "epochs": 20, "batch_size": 128, "learning_rate": 0.001})
 PHOTOS_L2 = 0.03  # their features are noisier than those of digits: at 100 to 300 labels less overfits
 TINY_SETS = {"torchvision://cifar10": SMALL, "torchvision://cifar100": SMALL}
+PUBLISHED = {"cifar": "simclr", "imagenet": "mocov2"}  # presets: the method whose published schedule they are, as Emam et al. 2021 use them
+PRESETS = ("tiny", *PUBLISHED)
 DIGITS = list("0123456789")
 GREY_SETS = ("example://digits", "torchvision://mnist", "torchvision://fashionmnist", "torchvision://kmnist")
 
@@ -29,16 +31,19 @@ def starting_params(
     programme: int | None = None,
     classes: list[str] | None = None,
     encoder: str | None = None,
+    preset: str | None = None,
 ) -> Params:
     """The params that a workspace begins with.
 
     Raises:
         ParamsError: an argument is not what `params.yaml` allows.
     """
-    pretrain = pretrain_for(source)
+    pretrain = pretrain_for(source, preset)
     if encoder is not None:
         check_encoder(encoder)
-    if encoder is not None and encoder != pretrain.encoder:
+    if encoder is not None and preset is not None:
+        pretrain = pretrain.model_copy(update={"encoder": encoder})
+    elif encoder is not None and encoder != pretrain.encoder:
         other = SMALL if encoder == "small" else PHOTOS.model_copy(update={"encoder": encoder})
         kept = {"color", "grey", "flip", "rotate"}  # what the images bear does not depend on the encoder
         pretrain = other.model_copy(update={key: getattr(pretrain, key) for key in kept})
@@ -66,10 +71,25 @@ def check_encoder(name: str) -> None:
         raise ParamsError(f"--encoder: {error}") from error
 
 
-def pretrain_for(source: str) -> Pretrain:
-    """Pretraining for a kind of images."""
-    name = source.lower()
-    return GREY if name in GREY_SETS else TINY_SETS.get(name, PHOTOS)
+def pretrain_for(source: str, preset: str | None) -> Pretrain:
+    """Pretraining for a kind of images, or as a preset has it; what they bear is left as it is for digits and letters.
+
+    Raises:
+        ParamsError: unknown preset.
+    """
+    grey = source.lower() in GREY_SETS
+    if preset is None:
+        return GREY if grey else TINY_SETS.get(source.lower(), PHOTOS)
+    if preset not in PRESETS:
+        raise ParamsError(f"--preset is {preset!r}; the presets are {', '.join(PRESETS)}")
+    if preset == "tiny":
+        return GREY if grey else SMALL
+    from al_core.pretraining.recipes import published
+
+    method = PUBLISHED[preset]
+    section = published(preset, method).section(method)
+    bears = {key: getattr(GREY, key) for key in ("color", "grey", "flip", "rotate")} if grey else {}
+    return Pretrain.model_validate(section | bears)
 
 
 def settled(source: str) -> str:
