@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
         ("acquire: {budget: 3}\nseed: 1\nacquire: {control: 0.5}", "'acquire' is written twice; put both into one\n  in \"<unicode string>\", line 3"),
         ("acquire: {budget: 3, budget: 4}", "'budget' is written twice"),
         ("retrain: {l2: .inf}", "retrain.l2 is inf; input should be a finite number"),
-        ("pretrain: {temperature: .nan}", "pretrain.temperature is nan; input should be a finite number"),
+        ("pretrain: {learning_rate: .nan}", "pretrain.learning_rate is nan; input should be a finite number"),
     ],
 )
 def test_bad_params_are_refused_by_name(tmp_path: Path, text: str, message: str) -> None:

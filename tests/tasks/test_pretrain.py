@@ -16,15 +16,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from al_core.encoders import build
 from tasks import rounds
 from tasks.artifacts import PretrainCurve, PretrainReport
-from tasks.errors import ParamsError
+from tasks.errors import ArtifactError, ParamsError
 from tasks.launch import LaunchError, launched
 from tasks.models import PoolEncoder
 from tasks.params import Launch
 from tasks.pretrain import CHECKPOINT
 from tasks.stage import execute
+from tasks.weights import sha256
 from tasks.workspace import Round, Workspace
 
 SHORT: dict[str, Any] = {"method": "simclr", "image_size": 8, "epochs": 3, "batch_size": 16, "workers": 0, "objective": {"projection": 8}}
@@ -156,3 +160,19 @@ def test_two_machines_train_together(opened: Callable[..., Round], tmp_path: Pat
     assert [stage.wait(240) for stage in stages] == [0, 0]
     assert (this.path / "encoder.safetensors").read_bytes() == (other / "encoder.safetensors").read_bytes()
     assert (this.path / "pretrain.jsonl").read_bytes() == (other / "pretrain.jsonl").read_bytes()
+
+
+def test_without_a_method_the_pools_encoder_has_the_weights_that_were_given(opened: Callable[..., Round], tmp_path: Path) -> None:
+    given = build("resnet18", 5, image_size=8, stem="cifar")
+    path = tmp_path / "given.safetensors"
+    save_file({f"backbone.{name}": value for name, value in given.body.state_dict().items()}, path)
+    this = opened(method="none", objective={}, encoder="resnet18", stem="cifar", weights=str(path))
+    execute("pretrain", this.path)
+    model, report = PoolEncoder.load(this.path / "encoder.safetensors"), PretrainReport.load(this.path / "encoder.json")
+    assert (model.encoder, model.stem, model.image_size) == ("resnet18", "cifar", 8)
+    assert (report.stem, report.weights) == ("cifar", sha256(path))
+    image = torch.rand(2, 3, 8, 8)
+    assert torch.equal(model.network()(image), given.eval()(image))
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(ArtifactError, match="when the pool was opened; put that file back, or open the pool again"):
+        execute("pretrain", this.path)
