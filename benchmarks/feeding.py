@@ -28,7 +28,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from al_core.encoders import Name, build, deterministic
+from al_core.encoders import build, deterministic
 from al_core.features import Precision, features
 from al_core.loading import Images, Square, in_order, load, shuffled
 from benchmarks.record import write
@@ -154,10 +154,10 @@ def embedding(folder: Path, source: Path, encoder: str, asked: argparse.Namespac
     """Images a second out of packs and files and of the model alone, and how many times its time each takes; with a name."""
     name, size, batch_size, number = encoder.split(":")
     device, precision = torch.device(asked.device), asked.precision
-    work: dict[str, Work] = {"model": partial(alone, name, int(size), int(batch_size), int(number), device, precision)}  # type: ignore[arg-type]
+    work: dict[str, Work] = {"model": partial(alone, name, int(size), int(batch_size), int(number), device, precision)}
     for source_name, images in pools(folder, source, int(size)).items():
         few: Images = images.only(np.arange(int(number)) % len(images))  # type: ignore[attr-defined]
-        work[source_name] = partial(embedded, few, name, int(size), int(batch_size), asked.workers, device, precision)  # type: ignore[arg-type]
+        work[source_name] = partial(embedded, few, name, int(size), int(batch_size), asked.workers, device, precision)
     seconds = in_turn(work, asked.repeats, time.perf_counter)
     median = {way: statistics.median(each) for way, each in seconds.items()}
     return f"{name} at {size} px", {
@@ -168,7 +168,7 @@ def embedding(folder: Path, source: Path, encoder: str, asked: argparse.Namespac
     }
 
 
-def alone(name: Name, size: int, batch_size: int, number: int, device: torch.device, precision: Precision) -> None:
+def alone(name: str, size: int, batch_size: int, number: int, device: torch.device, precision: Precision) -> None:
     """The model over so many images that lie on the device already."""
     encoder = build(name, 0).to(device).eval()
     batch = torch.rand(batch_size, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
@@ -178,7 +178,7 @@ def alone(name: Name, size: int, batch_size: int, number: int, device: torch.dev
     embeddings.cpu()
 
 
-def embedded(images: Images, name: Name, size: int, batch_size: int, workers: int, device: torch.device, precision: Precision) -> None:
+def embedded(images: Images, name: str, size: int, batch_size: int, workers: int, device: torch.device, precision: Precision) -> None:
     """From what is on the disk to embeddings in memory."""
     drained(features(images, build(name, 0), image_size=size, batch_size=batch_size, workers=workers, device=device, precision=precision))
 

@@ -46,7 +46,7 @@ def test_describing_a_machine_does_not_import_torch() -> None:
 
 
 def test_without_a_gpu_no_cuda_was_used() -> None:
-    if not torch.cuda.is_initialized():
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         assert environment.cuda() is None
 
 
