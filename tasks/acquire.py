@@ -88,6 +88,7 @@ def pool_of(signals: Signals, manifest: Manifest, known: Labels, classes: list[s
         embeddings=signals.array("embeddings"),
         logits=logits if logits is not None else signals.array("logits") if signals.has("logits") else None,
         head=(head.weight, head.bias) if head else None,
+        mc_heads=signals.draws(),
         labeled=np.flatnonzero(labelled),
         labels=codes[np.flatnonzero(labelled)],
         excluded=np.flatnonzero((frame["split"] != "train") | (answered & ~labelled)),

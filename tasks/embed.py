@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from al_core.pool import SIGNALS
 from al_core.processes import ALONE, Processes
+from al_core.seeds import derive
 from tasks import environment
 from tasks.artifacts import Manifest, Shards
 from tasks.errors import ParamsError
@@ -35,11 +37,10 @@ ROWS = ".embed.rows.partial"  # beside the signals: what is embedded so far; it 
 SECONDS = 5.0  # between two notes of how far it has come
 
 
-@stage()
+@stage("round", "seed")
 def embed(manifest: Manifest, shards: Shards, pack: Pack, model: CurrentModel, params: Embed, run: Run) -> Signals:
     """Compute the signals that the round's method reads, for every image of the pool."""
-    if "logits" in params.signals and model.head is None:
-        raise ParamsError("embed.signals names logits, but the model in use has none: before the first round there is only the encoder; take logits out")
+    check(params, model)
     images = images_for("embed", model.image_size, manifest, shards, pack)
     kept = Kept.of(run.scratch.with_name(ROWS), inputs(manifest, pack, model, params, run.params.code))
     signals = Signals(kept.folder / "signals")
@@ -49,9 +50,27 @@ def embed(manifest: Manifest, shards: Shards, pack: Pack, model: CurrentModel, p
         kept.begin()
         Signals.begin(signals.path, manifest, model)
     write(signals, images, model, params, kept)
+    if "mc_probs" in params.signals:
+        signals.write_draws(*draws(model, params, run))
     signals.save(run.scratch / "signals")
     kept.drop()
     return Signals(run.scratch / "signals")
+
+
+def check(params: Embed, model: Model) -> None:
+    """Raise where the model in use cannot give what is asked of it."""
+    for name in params.signals:
+        if SIGNALS[name].from_model and model.head is None:
+            raise ParamsError(f"embed.signals names {name}, but the model in use has none: before the first round there is only the encoder; take {name} out")
+
+
+def draws(model: Model, params: Embed, run: Run) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """What stands for several passes of the model: its head under dropout masks, weight (passes, classes, d) and bias (passes, classes)."""
+    from al_core.mc_dropout import mc_heads
+
+    assert model.head is not None
+    seed = derive(run.seed, run.round, "embed", "dropout")
+    return mc_heads(model.head.weight, model.head.bias, passes=params.passes, dropout=params.dropout, seed=seed)
 
 
 def write(signals: Signals, images: Images | RawImages, model: Model, params: Embed, kept: Kept, processes: Processes = ALONE) -> None:

@@ -102,10 +102,15 @@ class Pretrain(Section):
     launch: Launch = Field(Launch(), description="processes that train together, and machines")
 
 
+SignalName = Literal["embeddings", "logits", "mc_probs"]
+
+
 class Embed(Section):
     """Signals for the method."""
 
-    signals: tuple[Literal["embeddings", "logits"], ...] = Field(("embeddings",), description="what to compute; `rondo open` adds what the method reads")
+    signals: tuple[SignalName, ...] = Field(("embeddings",), description="what to compute; `rondo open` adds what the method reads")
+    passes: Annotated[int, Field(ge=2)] = Field(100, description="stochastic passes of the model, for methods that read mc_probs")
+    dropout: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="share of an embedding's coordinates that a pass drops before the head")
     batch_size: Positive = Field(256, description="images a step")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of the encoder's products; bfloat16 is faster and rounds to 3 digits")
     workers: Annotated[int, Field(ge=0)] = Field(2, description="loader processes; does not change the result")

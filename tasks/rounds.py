@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from tasks.answers import check_classes, read, validate
 from tasks.artifacts import Answers, IngestReport, Labels, Manifest, PreviousLabels, Selection, StartLabels
 from tasks.code_version import code_version
 from tasks.errors import AnswersError, ArtifactError, ParamsError, RondoError, WorkspaceError
-from tasks.params import Params, Pretrain
+from tasks.params import Params, Pretrain, SignalName
 from tasks.stage import AFTER_ANSWERS, BEFORE_ANSWERS, POOL_STAGES, pipeline
 from tasks.weights import settle_weights
 from tasks.workspace import Round, Workspace, dvc_yaml
@@ -123,7 +124,7 @@ def checked(params: Params, workspace: Workspace, before: Round, pool: Round, *,
         raise ParamsError(
             f"acquire.budget is {budget} but only {left} images are unlabelled; lower it, or add images to the source and `rondo open --new-pool`"
         )
-    signals = tuple(dict.fromkeys((*params.embed.signals, *(need for need in registry.needs(built(method)) if need in ("embeddings", "logits")))))
+    signals = tuple(dict.fromkeys((*params.embed.signals, *(need for need in registry.needs(built(method)) if need in typing.get_args(SignalName)))))
     return params.model_copy(
         update={
             "embed": params.embed.model_copy(update={"signals": signals}),

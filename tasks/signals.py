@@ -20,7 +20,7 @@ class Signals(Folder):
     """A folder: row i of every array is image i of the manifest.
 
     `ids.npy` (n,) S64; `embeddings.npy` (n, d) float32; `logits.npy` (n, classes) float32 where asked for; `head.safetensors` where the model has
-    a head; `signals.json`: the digest of the encoder, and the classes in the order of the logits.
+    a head; `mc_heads.safetensors`, draws of the head, where asked for; `signals.json`: the digest of the encoder, and the classes in the order of the logits.
     """
 
     file = "${here}/signals"
@@ -58,6 +58,18 @@ class Signals(Folder):
             return None
         tensors = load_file(path)
         return Head(tensors["weight"], tensors["bias"], self.about()["classes"])
+
+    def write_draws(self, weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32]) -> None:
+        """Draws of the head: weight (passes, classes, d) and bias (passes, classes)."""
+        save_file({"weight": weight, "bias": bias}, self.path / "mc_heads.safetensors")
+
+    def draws(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None:
+        """Draws of the head; None where embed.signals did not name mc_probs."""
+        path = self.path / "mc_heads.safetensors"
+        if not path.exists():
+            return None
+        tensors = load_file(path)
+        return tensors["weight"], tensors["bias"]
 
     def about(self) -> dict[str, list[str]]:
         """`signals.json`."""
