@@ -86,9 +86,10 @@ def pool_of(signals: Signals, manifest: Manifest, known: Labels, classes: list[s
     head = signals.head()
     return al_core.Pool(
         embeddings=signals.array("embeddings"),
-        logits=logits if logits is not None else signals.array("logits") if signals.has("logits") else None,
+        logits=logits if logits is not None else signals.array_or_none("logits"),
         head=(head.weight, head.bias) if head else None,
         mc_heads=signals.draws(),
+        discriminator=signals.array_or_none("discriminator"),
         labeled=np.flatnonzero(labelled),
         labels=codes[np.flatnonzero(labelled)],
         excluded=np.flatnonzero((frame["split"] != "train") | (answered & ~labelled)),

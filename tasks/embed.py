@@ -20,7 +20,7 @@ from al_core.pool import SIGNALS
 from al_core.processes import ALONE, Processes
 from al_core.seeds import derive
 from tasks import environment
-from tasks.artifacts import Manifest, Shards
+from tasks.artifacts import Manifest, PreviousLabels, Shards, StartLabels
 from tasks.errors import ParamsError
 from tasks.images import Images
 from tasks.models import CurrentModel, Model
@@ -29,6 +29,7 @@ from tasks.params import Embed
 from tasks.progress import progress, say
 from tasks.signals import ArrayWriter, Signals
 from tasks.stage import Run, stage
+from tasks.vaal import discriminated, members, recipe_of
 
 if TYPE_CHECKING:
     from al_core.features import Precision
@@ -38,7 +39,9 @@ SECONDS = 5.0  # between two notes of how far it has come
 
 
 @stage("round", "seed")
-def embed(manifest: Manifest, shards: Shards, pack: Pack, model: CurrentModel, params: Embed, run: Run) -> Signals:
+def embed(
+    manifest: Manifest, shards: Shards, pack: Pack, model: CurrentModel, previous: PreviousLabels, start: StartLabels, params: Embed, run: Run
+) -> Signals:
     """Compute the signals that the round's method reads, for every image of the pool."""
     check(params, model)
     images = images_for("embed", model.image_size, manifest, shards, pack)
@@ -52,6 +55,13 @@ def embed(manifest: Manifest, shards: Shards, pack: Pack, model: CurrentModel, p
     write(signals, images, model, params, kept)
     if "mc_probs" in params.signals:
         signals.write_draws(*draws(model, params, run))
+    if "discriminator" in params.signals:
+        recipe = recipe_of(params.vaal)
+        squares = images_for("embed", recipe.image_size, manifest, shards, pack)
+        labeled, unlabeled = members(manifest, previous.joined(start))
+        with signals.write("discriminator", (len(squares),)) as array:
+            for batch in discriminated(squares, labeled, unlabeled, recipe, params, derive(run.seed, run.round, "embed", "vaal")):
+                array.append(batch)
     signals.save(run.scratch / "signals")
     kept.drop()
     return Signals(run.scratch / "signals")
@@ -61,13 +71,15 @@ def check(params: Embed, model: Model) -> None:
     """Raise where the model in use cannot give what is asked of it."""
     for name in params.signals:
         if SIGNALS[name].from_model and model.head is None:
-            raise ParamsError(f"embed.signals names {name}, but the model in use has none: before the first round there is only the encoder; take {name} out")
+            raise ParamsError(f"embed.signals names {name}, which takes a trained model, and before the first round there is only the encoder; take {name} out")
 
 
 def draws(model: Model, params: Embed, run: Run) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """What stands for several passes of the model: its head under dropout masks, weight (passes, classes, d) and bias (passes, classes)."""
+    """What stands for several passes of the model, weight (passes, classes, d) and bias (passes, classes): an ensemble's heads, or its one under masks."""
     from al_core.mc_dropout import mc_heads
 
+    if model.members:
+        return model.members.weight, model.members.bias
     assert model.head is not None
     seed = derive(run.seed, run.round, "embed", "dropout")
     return mc_heads(model.head.weight, model.head.bias, passes=params.passes, dropout=params.dropout, seed=seed)
@@ -82,8 +94,8 @@ def write(signals: Signals, images: Images | RawImages, model: Model, params: Em
         return
     head = model.head if "logits" in params.signals else None
     with ExitStack() as files:
-        embeddings = files.enter_context(signals.write("embeddings", len(images), model.dim, start))
-        logits = files.enter_context(signals.write("logits", len(images), len(head.classes), start)) if head else None
+        embeddings = files.enter_context(signals.write("embeddings", (len(images), model.dim), start))
+        logits = files.enter_context(signals.write("logits", (len(images), len(head.classes)), start)) if head else None
         for batch in batches:
             embeddings.append(batch)
             if head and logits:

@@ -37,6 +37,14 @@ class Head:
 
 
 @dataclass(frozen=True)
+class Members:
+    """Heads of an ensemble on the same embeddings."""
+
+    weight: npt.NDArray[np.float32]  # (members, classes, d)
+    bias: npt.NDArray[np.float32]  # (members, classes)
+
+
+@dataclass(frozen=True)
 class Model(Artifact):
     """The classifier of a round."""
 
@@ -47,6 +55,7 @@ class Model(Artifact):
     image_size: int  # pixels of a side
     weights: dict[str, Array]  # the encoder's state
     head: Head | None = None
+    members: Members | None = None  # that stand for several passes of the head
 
     @classmethod
     def of(cls, encoder: Encoder, head: Head | None = None) -> Self:
@@ -54,9 +63,9 @@ class Model(Artifact):
         weights: dict[str, Array] = {key: value.cpu().numpy() for key, value in encoder.state_dict().items()}
         return cls(encoder.name, encoder.stem, encoder.image_size, weights, head)
 
-    def classifier(self, head: Head) -> Model:
+    def classifier(self, head: Head, members: Members | None = None) -> Model:
         """This encoder with a head."""
-        return Model(self.encoder, self.stem, self.image_size, self.weights, head)
+        return Model(self.encoder, self.stem, self.image_size, self.weights, head, members)
 
     @property
     def dim(self) -> int:
@@ -92,7 +101,8 @@ class Model(Artifact):
                 about = json.loads(file.metadata()["rondo"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             head = Head(tensors.pop("head.weight"), tensors.pop("head.bias"), about["classes"]) if "classes" in about else None
-            return cls(about["encoder"], about["stem"], about["image_size"], tensors, head)
+            members = Members(tensors.pop("members.weight"), tensors.pop("members.bias")) if "members.weight" in tensors else None
+            return cls(about["encoder"], about["stem"], about["image_size"], tensors, head, members)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path} is not a Rondo model ({error}); restore it with `dvc checkout {path}`") from error
 
@@ -102,6 +112,8 @@ class Model(Artifact):
         if self.head:
             about["classes"] = self.head.classes
             tensors |= {"head.weight": self.head.weight, "head.bias": self.head.bias}
+        if self.members:
+            tensors |= {"members.weight": self.members.weight, "members.bias": self.members.bias}
         # one key of metadata: safetensors writes several in no fixed order
         save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path, {"rondo": json.dumps(about, sort_keys=True)})
 

@@ -14,7 +14,7 @@ from tasks.artifacts import Estimate, Labels, Manifest, Metrics, Plots, Predicti
 from tasks.embed import features
 from tasks.errors import AnswersError
 from tasks.images import Images
-from tasks.models import Head, Model, PoolEncoder
+from tasks.models import Head, Members, Model, PoolEncoder
 from tasks.pack import Pack, RawImages, images_for
 from tasks.params import Retrain
 from tasks.progress import line, say
@@ -80,7 +80,18 @@ def linear(
         embeddings = np.concatenate(list(features("retrain", images, encoder, params.batch_size, params.workers)))
     solved = fit(embeddings[train.rows], train.classes, len(classes), l2=params.l2)
     head = Head(solved.weight, solved.bias, classes)
-    return encoder.classifier(head), head.logits(embeddings)
+    members = ensemble(embeddings[train.rows], train.classes, len(classes), params, run) if params.ensemble else None
+    return encoder.classifier(head, members), head.logits(embeddings)
+
+
+def ensemble(embeddings: Floats, labels: Rows, classes: int, params: Retrain, run: Run) -> Members:
+    """Heads on examples drawn anew."""
+    from al_core.ensemble import linear_ensemble
+    from al_core.seeds import derive
+
+    assert params.ensemble is not None
+    seed = derive(run.seed, run.round, "retrain")
+    return Members(*linear_ensemble(embeddings, labels, classes, members=params.ensemble, l2=params.l2, seed=seed))
 
 
 def finetuned(

@@ -19,7 +19,7 @@ from tasks.answers import check_classes, read, validate
 from tasks.artifacts import Answers, IngestReport, Labels, Manifest, PreviousLabels, Selection, StartLabels
 from tasks.code_version import code_version
 from tasks.errors import AnswersError, ArtifactError, ParamsError, RondoError, WorkspaceError
-from tasks.params import Params, Pretrain, SignalName
+from tasks.params import Embed, Params, Pretrain, Retrain, SignalName
 from tasks.stage import AFTER_ANSWERS, BEFORE_ANSWERS, POOL_STAGES, pipeline
 from tasks.weights import settle_weights
 from tasks.workspace import Round, Workspace, dvc_yaml
@@ -111,6 +111,7 @@ def checked(params: Params, workspace: Workspace, before: Round, pool: Round, *,
         if needs_model(method):
             raise ParamsError(f"acquire.cold_start {method['name']!r} itself needs a model; these work without one: {working}")
     check_classes(params.classes)
+    check_retrain(params.retrain)
     if len(params.classes or []) < 2:
         raise ParamsError(f"classes is {params.classes}; a classifier needs two: list the answers people may give in params.yaml, classes: [...]")
     left = unlabelled(pool, before)
@@ -127,10 +128,16 @@ def checked(params: Params, workspace: Workspace, before: Round, pool: Round, *,
     signals = tuple(dict.fromkeys((*params.embed.signals, *(need for need in registry.needs(built(method)) if need in typing.get_args(SignalName)))))
     return params.model_copy(
         update={
-            "embed": params.embed.model_copy(update={"signals": signals}),
+            "embed": settle_embed(params.embed.model_copy(update={"signals": signals})),
             "acquire": acquire.model_copy(update={"method": method, "budget": budget}),
         }
     )
+
+
+def check_retrain(params: Retrain) -> None:
+    """Raise on a training that the mode does not do."""
+    if params.ensemble and params.mode != "linear":
+        raise ParamsError(f"retrain.ensemble is {params.ensemble}, but only heads of retrain.mode linear make one, and it is {params.mode}; set it to null")
 
 
 def unlabelled(pool: Round, before: Round) -> int:
@@ -157,6 +164,15 @@ def settle_pretrain(params: Pretrain) -> Pretrain:
     except ValueError as error:
         raise ParamsError(f"pretrain.objective: {error}") from error
     return params.model_copy(update={"objective": dict(vars(method))})
+
+
+def settle_embed(params: Embed) -> Embed:
+    """The section checked, with every parameter of what it trains explicit."""
+    if "discriminator" not in params.signals:
+        return params
+    from tasks.vaal import recipe_of
+
+    return params.model_copy(update={"vaal": dict(vars(recipe_of(params.vaal)))})
 
 
 def settle_method(spec: dict[str, Any], where: str) -> dict[str, Any]:

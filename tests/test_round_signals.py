@@ -6,11 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from tasks import git, rounds
 from tasks.artifacts import AcquireReport, Manifest, Selection
+from tasks.errors import ParamsError
+from tasks.models import Model
 from tasks.params import render
 from tasks.signals import Signals
+from tasks.vaal import recipe_of
 from tasks.workspace import Round, Workspace
 from tests.conftest import advance, params_for
 
@@ -38,7 +42,7 @@ def information(probs: Doubles) -> Doubles:
 def test_bald_picks_what_dropout_on_the_embeddings_leaves_in_doubt(finished: Workspace) -> None:
     this = third_round(finished, embed={"workers": 0, "passes": 20, "dropout": 0.3}, acquire={"method": {"name": "bald"}, "budget": 12, "control": 0.25})
     assert this.params.embed.signals == ("embeddings", "mc_probs")
-    signals, manifest = (kind.load(this.file(kind.file)) for kind in (Signals, Manifest))
+    signals, manifest = Signals.load(this.file(Signals.file)), Manifest.load(this.file(Manifest.file))
     assert not signals.has("logits")
     draws, head = signals.draws(), signals.head()
     assert draws is not None and head is not None
@@ -56,6 +60,56 @@ def test_bald_picks_what_dropout_on_the_embeddings_leaves_in_doubt(finished: Wor
     assert picked["score"].min() > 0
     assert AcquireReport.load(this.file(AcquireReport.file)).method["name"] == "bald"
     known = {image for name in ("r001", "r002") for image in Selection.load(finished.find_round(name).path / "selection.parquet").frame["id"]}
-    train = manifest.frame.loc[manifest.frame["split"] == "train", "id"]
+    train = manifest.frame.query("split == 'train'")["id"]
     left = [place[image] for image in train if image not in known | set(picks["id"])]
     assert max(scores[left]) <= picked["score"].min() + 1e-5
+
+
+def test_an_ensemble_stands_for_passes(finished: Workspace) -> None:
+    changes: dict[str, object] = {
+        "embed": {"workers": 0},
+        "acquire": {"method": {"name": "max-entropy"}, "budget": 6},
+        "retrain": {"ensemble": 5, "workers": 0},
+    }
+    third_round(finished, **changes | {"programme": {"budget": 36}})
+    last = finished.all("rounds")[-1]
+    assert last.name == "r004"
+    model, signals = Model.load(finished.find_round("r003").path / "model.safetensors"), Signals.load(last.file(Signals.file))
+    draws = signals.draws()
+    assert model.members is not None and model.head is not None and draws is not None
+    assert draws[0].shape == (5, 3, 128)
+    assert (draws[0] == model.members.weight).all() and (draws[1] == model.members.bias).all()
+    logits = signals.array("embeddings") @ model.members.weight.transpose(0, 2, 1) + model.members.bias[:, None]
+    votes, own = logits.argmax(-1), model.head.logits(signals.array("embeddings")).argmax(-1)  # (5, n) and (n,)
+    assert (votes == own).mean() > 0.6  # the same task, and
+    assert (votes != votes[0]).any()  # not the same answer
+
+
+def test_an_ensemble_of_finetuned_networks_is_refused(finished: Workspace) -> None:
+    with pytest.raises(ParamsError) as error:
+        third_round(finished, retrain={"ensemble": 5, "mode": "finetune", "workers": 0})
+    assert str(error.value) == "retrain.ensemble is 5, but only heads of retrain.mode linear make one, and it is finetune; set it to null"
+
+
+def test_vaal_asks_about_what_looks_unlabelled(finished: Workspace) -> None:
+    tiny = {"image_size": 16, "width": 4, "latent": 4, "epochs": 2, "batch_size": 16}
+    this = third_round(finished, embed={"workers": 0, "vaal": tiny}, acquire={"method": {"name": "vaal"}, "budget": 12, "control": 0.25})
+    assert this.params.embed.signals == ("embeddings", "discriminator")
+    assert this.params.embed.vaal == tiny | {"beta": 1.0, "adversary": 1.0, "vae_steps": 2, "learning_rate": 5e-4}
+    scores, ids = Signals.load(this.file(Signals.file)).array("discriminator"), list(Manifest.load(this.file(Manifest.file)).ids)
+    picks = Selection.load(this.file(Selection.file)).frame.query("arm == 'acquired'")
+    assert picks["score"].tolist() == sorted(scores[[ids.index(image) for image in picks["id"]]].tolist())
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"latnet": 4}, "embed.vaal has no parameter 'latnet'; did you mean 'latent'?"),
+        ({"latent": "4"}, "embed.vaal.latent is '4'; expected int"),
+        ({"image_size": 28}, "embed.vaal: image_size is 28; expected a multiple of 16, as four convolutions halve the sides"),
+    ],
+)
+def test_bad_parameters_of_vaal_are_refused_at_opening(knobs: dict[str, object], message: str) -> None:
+    with pytest.raises(ParamsError) as error:
+        recipe_of(knobs)
+    assert str(error.value) == message

@@ -39,7 +39,8 @@ def test_the_autoencoders_loss_is_the_authors() -> None:
     mean, log_variance = rng.normal(size=(2, 4, 5))
     squares = sum((a - b) ** 2 for a, b in zip(x.ravel(), rebuilt.ravel(), strict=True)) / x.size
     divergence = sum((math.exp(v) + m * m - 1 - v) / 2 for m, v in zip(mean.ravel(), log_variance.ravel(), strict=True))  # of each normal from the standard one
-    value = vae_loss(*(torch.from_numpy(each) for each in (x, rebuilt, mean, log_variance)), beta=0.3)
+    a, b, c, d = (torch.from_numpy(each) for each in (x, rebuilt, mean, log_variance))
+    value = vae_loss(a, b, c, d, beta=0.3)
     assert value.item() == pytest.approx(squares + 0.3 * divergence)
 
 
