@@ -62,6 +62,17 @@ def features(
         row += len(embeddings)
 
 
+class Beside(nn.Module):
+    """What several networks make of the same images, side by side: (B, sum of all their numbers)."""
+
+    def __init__(self, networks: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat([network(images).flatten(1) for network in self.networks], 1)
+
+
 def embedded(batches: Iterable[Tensor], encoder: nn.Module, device: torch.device, precision: Precision) -> Iterator[Floats]:
     """What the encoder makes of each batch; a GPU begins the next batch before it is waited for."""
     before: Begun | None = None

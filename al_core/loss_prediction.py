@@ -6,12 +6,32 @@ batch alone: its output has no scale, and means nothing beside that of another m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from al_core.encoders import Encoder
+from al_core.seeds import seeded
+
 WIDTH = 128  # of what each stage becomes
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the module is taught beside a classifier; the defaults are the paper's."""
+
+    weight: float = field(default=1.0, metadata={"meaning": "of the module's loss beside the classifier's"})
+    margin: float = field(default=1.0, metadata={"meaning": "by which the larger of two losses has to be predicted larger"})
+    cut: float = field(default=0.6, metadata={"meaning": "share of the epochs after which the encoder learns from the module no more: 120 of the paper's 200"})
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.cut <= 1:
+            raise ValueError(f"cut is {self.cut}; expected 0 to 1, a share of the epochs")
+        if self.weight <= 0 or self.margin <= 0:
+            raise ValueError(f"weight is {self.weight} and margin {self.margin}; expected both above 0")
 
 
 class LossPrediction(nn.Module):
@@ -68,23 +88,37 @@ class Watched(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """What the network gives, and the outputs of its stages."""
-        seen: dict[str, Tensor] = {}
+        with self.seen() as stages:
+            return self.network(x), stages
+
+    @contextmanager
+    def seen(self) -> Iterator[list[Tensor]]:
+        """Run a block in which each run of the network puts the outputs of its stages, in their order, into the list."""
+        stages: list[Tensor] = [torch.empty(0) for _ in self.stages]
         modules = dict(self.network.named_modules())
-        hooks = [modules[name].register_forward_hook(lambda module, inputs, output, name=name: seen.__setitem__(name, output)) for name in self.stages]
+        hooks = [
+            modules[name].register_forward_hook(lambda module, inputs, output, place=place: stages.__setitem__(place, output))
+            for place, name in enumerate(self.stages)
+        ]
         try:
-            output = self.network(x)
+            yield stages
         finally:
             for hook in hooks:
                 hook.remove()
-        return output, [seen[name] for name in self.stages]
+
+
+def watched(encoder: Encoder) -> Watched:
+    """An encoder whose own stages are looked at."""
+    return Watched(encoder, [f"body.{name}" for name in encoder.stages])
 
 
 def widths_of(watched: Watched, x: Tensor) -> list[int]:
     """Channels of each stage's output, found out by a run in evaluation mode on images such as x."""
-    training = watched.training
+    training = watched.network.training
+    watched.network.eval()
     with torch.no_grad():
-        _, stages = watched.eval()(x)
-    watched.train(training)
+        _, stages = watched(x)
+    watched.network.train(training)
     return [int(pooled(stage).shape[1]) for stage in stages]
 
 
@@ -118,3 +152,35 @@ class WithPredictedLoss(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         embeddings, stages = self.watched(images)
         return torch.cat([embeddings, self.module(stages)[:, None]], 1)
+
+
+class Teacher:
+    """Teaches a module beside the classifier whose stages it looks at.
+
+    Args:
+        encoder: of the classifier.
+        recipe: how.
+        image_size: pixels of a side.
+        epochs: of the training.
+        seed: of the module's weights.
+        device: where the encoder is.
+    """
+
+    def __init__(self, encoder: Encoder, recipe: Recipe, *, image_size: int, epochs: int, seed: int, device: torch.device) -> None:
+        self.watched, self.recipe = watched(encoder), recipe
+        self.last_epoch = round(recipe.cut * epochs)  # in which the encoder learns from the module
+        widths = widths_of(self.watched, torch.zeros(1, 3, image_size, image_size, device=device))
+        with seeded(seed, "loss prediction"):
+            self.module = LossPrediction(widths).to(device)
+
+    def loss(self, stages: Sequence[Tensor], losses: Tensor, epoch: int) -> Tensor:
+        """What the module's predictions add to the training's loss.
+
+        Args:
+            stages: outputs for the batch.
+            losses: (B,) of the classifier.
+            epoch: from 1.
+        """
+        if epoch > self.last_epoch:
+            stages = [stage.detach() for stage in stages]
+        return self.recipe.weight * ranking_loss(self.module(stages), losses, margin=self.recipe.margin)

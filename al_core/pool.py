@@ -41,7 +41,7 @@ SIGNALS = {
     "head": Signal("stage `embed` copies it from a trained model", from_model=True),
     "mc_probs": Signal("stage `embed` makes them with a trained model: name them in embed.signals", from_model=True),
     "mc_heads": Signal("stage `embed` draws them from a trained model: name mc_probs, which they stand for, in embed.signals", from_model=True),
-    "predicted_loss": Signal("stage `embed` would make it from a model that predicts its loss, which no stage trains yet", from_model=True, in_rounds=False),
+    "predicted_loss": Signal("stage `embed` makes it with a model that was trained with retrain.loss_prediction: name it in embed.signals", from_model=True),
     "discriminator": Signal("stage `embed` trains it where some images are labelled: name it in embed.signals", from_model=True),
     "labels": Signal("stage `import-labels` makes them from answers"),
     "groups": Signal("no stage makes them: give them to Pool yourself", in_rounds=False),

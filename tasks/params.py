@@ -102,7 +102,7 @@ class Pretrain(Section):
     launch: Launch = Field(Launch(), description="processes that train together, and machines")
 
 
-SignalName = Literal["embeddings", "logits", "mc_probs", "discriminator"]
+SignalName = Literal["embeddings", "logits", "mc_probs", "predicted_loss", "discriminator"]
 
 
 class Embed(Section):
@@ -112,7 +112,9 @@ class Embed(Section):
     passes: Annotated[int, Field(ge=2)] = Field(
         100, description="stochastic passes of the model, for methods that read mc_probs; an ensemble has as many as members"
     )
-    dropout: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="share of an embedding's coordinates that a pass drops before the head")
+    dropout: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.5, description="share of an embedding's coordinates that a pass drops before the head; an encoder with dropout drops as it was trained"
+    )
     vaal: dict[str, Any] = Field(
         {}, description="parameters of VAAL's networks, for methods that read discriminator, such as {epochs: 20}; `rondo open` writes every one out then"
     )
@@ -156,6 +158,10 @@ class Retrain(Section):
     l2: Annotated[float, Field(gt=0)] = Field(0.001, description="strength of the ridge on the head's weights, per example (finetune: at its start)")
     ensemble: Annotated[int, Field(ge=2)] | None = Field(
         None, description="linear: so many more heads, on examples drawn anew, that stand for passes with dropout (mc_probs); null: none"
+    )
+    loss_prediction: dict[str, Any] | None = Field(
+        None,
+        description="finetune: train a module beside that predicts losses, for methods that read predicted_loss, such as {weight: 1.0}, or {}; null: none",
     )
     epochs: Positive = Field(30, description="finetune: passes over the labelled images")
     batch_size: Positive = Field(64, description="images a step, of training and of predicting")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from tasks.artifacts import Estimate, Labels, Manifest, Metrics, Plots, Predicti
 from tasks.embed import features
 from tasks.errors import AnswersError
 from tasks.images import Images
+from tasks.loss_prediction import loss_recipe
 from tasks.models import Head, Members, Model, PoolEncoder
 from tasks.pack import Pack, RawImages, images_for
 from tasks.params import Retrain
@@ -114,12 +115,15 @@ def finetuned(
         learning_rate=params.learning_rate,
         l2=params.l2,
         flip=params.flip,
+        loss_prediction=loss_recipe(params.loss_prediction),
         seed=derive(run.seed, run.round, "retrain"),
         workers=params.workers,
         device=best_device(),
         on_epoch=lambda epoch, loss, _: say(f"{line('retrain: epochs', epoch, params.epochs, time.monotonic() - started)}, loss {loss:.4f}"),
     )
     model = Model.of(tuned.encoder, Head(tuned.head.weight, tuned.head.bias, classes))
+    if tuned.loss_prediction:
+        model = replace(model, loss={name: value.cpu().numpy() for name, value in tuned.loss_prediction.state_dict().items()})
     assert model.head is not None
     batches = features("retrain", images, model, params.batch_size, params.workers)
     return model, np.concatenate([model.head.logits(batch) for batch in batches])

@@ -126,10 +126,13 @@ def checked(params: Params, workspace: Workspace, before: Round, pool: Round, *,
             f"acquire.budget is {budget} but only {left} images are unlabelled; lower it, or add images to the source and `rondo open --new-pool`"
         )
     signals = tuple(dict.fromkeys((*params.embed.signals, *(need for need in registry.needs(built(method)) if need in typing.get_args(SignalName)))))
+    if has_model:
+        check_signals(signals, before)
     return params.model_copy(
         update={
             "embed": settle_embed(params.embed.model_copy(update={"signals": signals})),
             "acquire": acquire.model_copy(update={"method": method, "budget": budget}),
+            "retrain": settle_retrain(params.retrain),
         }
     )
 
@@ -138,6 +141,27 @@ def check_retrain(params: Retrain) -> None:
     """Raise on a training that the mode does not do."""
     if params.ensemble and params.mode != "linear":
         raise ParamsError(f"retrain.ensemble is {params.ensemble}, but only heads of retrain.mode linear make one, and it is {params.mode}; set it to null")
+    if params.loss_prediction is not None and params.mode == "linear":
+        raise ParamsError(
+            "retrain.loss_prediction is trained together with an encoder, and retrain.mode linear trains none; take mode finetune, or set it to null"
+        )
+
+
+def check_signals(signals: Sequence[str], before: Round) -> None:
+    """Raise where the model of the round before was not trained to give what is read."""
+    if "predicted_loss" in signals and before.params.retrain.loss_prediction is None:
+        raise ParamsError(
+            f"predicted_loss is read, but the model of {before.name} was trained without a module that predicts it; for now take another method, "
+            "and set retrain.loss_prediction to {} and retrain.mode to finetune: the round after can have it"
+        )
+
+
+def settle_retrain(params: Retrain) -> Retrain:
+    """The section with every parameter of a loss prediction module explicit."""
+    from tasks.loss_prediction import loss_recipe
+
+    recipe = loss_recipe(params.loss_prediction)
+    return params if recipe is None else params.model_copy(update={"loss_prediction": dict(vars(recipe))})
 
 
 def unlabelled(pool: Round, before: Round) -> int:

@@ -19,9 +19,10 @@ from tasks.models import Head, Model
 class Signals(Folder):
     """A folder: row i of every array is image i of the manifest.
 
-    `ids.npy` (n,) S64; `embeddings.npy` (n, d) float32; where asked for `logits.npy` (n, classes) float32
-    and `discriminator.npy` (n,) float32; `head.safetensors` where the model has
-    a head; `mc_heads.safetensors`, draws of the head, where asked for; `signals.json`: the digest of the encoder, and the classes in the order of the logits.
+    `ids.npy` (n,) S64; `embeddings.npy` (n, d) float32; float32 too and where asked for `logits.npy` (n, classes), `predicted_loss.npy` (n,),
+    `discriminator.npy` (n,) and, of an encoder with dropout, `mc_probs.npy` (n, passes, classes); `head.safetensors` where the model has a head;
+    `mc_heads.safetensors`, draws of the head, where they stand for passes; `signals.json`: the digest of the encoder, and the classes in the order of
+    the logits.
     """
 
     file = "${here}/signals"
@@ -50,7 +51,7 @@ class Signals(Folder):
         return self.array(name) if self.has(name) else None
 
     def array(self, name: str) -> npt.NDArray[np.float32]:
-        """`embeddings`, `logits` or `discriminator`, memory-mapped and read-only."""
+        """One of the arrays, such as `embeddings`, memory-mapped and read-only."""
         if not self.has(name):
             raise ArtifactError(f"{self.path / name}.npy is missing: embed.signals did not name {name!r}; open the round again with it")
         array: npt.NDArray[np.float32] = np.load(self.path / f"{name}.npy", mmap_mode="r", allow_pickle=False)

@@ -21,13 +21,13 @@ from tests.conftest import advance, params_for
 Doubles = npt.NDArray[np.float64]
 
 
-def third_round(workspace: Workspace, **changes: object) -> Round:
-    """A round behind the two that are closed, with changed params."""
+def third_round(workspace: Workspace, name: str = "r003", **changes: object) -> Round:
+    """A round behind those that are closed, with changed params."""
     params = params_for(Path(workspace.params.ingest.source), **{"programme": {"budget": 36}, **changes})
     (workspace.root / "params.yaml").write_text(render(params), "utf-8")
     git.commit(workspace.root, ["params.yaml"], "Change params")
     assert advance(workspace).name == rounds.BUDGET_SPENT
-    return workspace.find_round("r003")
+    return workspace.find_round(name)
 
 
 def information(probs: Doubles) -> Doubles:
@@ -66,14 +66,8 @@ def test_bald_picks_what_dropout_on_the_embeddings_leaves_in_doubt(finished: Wor
 
 
 def test_an_ensemble_stands_for_passes(finished: Workspace) -> None:
-    changes: dict[str, object] = {
-        "embed": {"workers": 0},
-        "acquire": {"method": {"name": "max-entropy"}, "budget": 6},
-        "retrain": {"ensemble": 5, "workers": 0},
-    }
-    third_round(finished, **changes | {"programme": {"budget": 36}})
-    last = finished.all("rounds")[-1]
-    assert last.name == "r004"
+    acquire, retrain = {"method": {"name": "max-entropy"}, "budget": 6}, {"ensemble": 5, "workers": 0}
+    last = third_round(finished, "r004", embed={"workers": 0}, acquire=acquire, retrain=retrain)
     model, signals = Model.load(finished.find_round("r003").path / "model.safetensors"), Signals.load(last.file(Signals.file))
     draws = signals.draws()
     assert model.members is not None and model.head is not None and draws is not None
@@ -113,3 +107,32 @@ def test_bad_parameters_of_vaal_are_refused_at_opening(knobs: dict[str, object],
     with pytest.raises(ParamsError) as error:
         recipe_of(knobs)
     assert str(error.value) == message
+
+
+def test_learning_loss_picks_what_the_module_expects_most_of(finished: Workspace) -> None:
+    with pytest.raises(ParamsError) as error:
+        third_round(finished, acquire={"method": {"name": "learning-loss"}, "budget": 12, "control": 0.25})
+    assert str(error.value) == (
+        "predicted_loss is read, but the model of r002 was trained without a module that predicts it; for now take another method, "
+        "and set retrain.loss_prediction to {} and retrain.mode to finetune: the round after can have it"
+    )
+    training = {"mode": "finetune", "loss_prediction": {"cut": 0.5}, "epochs": 2, "workers": 0}
+    budget = {"budget": 6, "control": 0.0}
+    third_round(finished, retrain=training, acquire={"method": {"name": "margin"}, **budget}, programme={"budget": 30})
+    this = third_round(finished, retrain=training, acquire={"method": {"name": "learning-loss"}, **budget}, programme={"budget": 36}, name="r004")
+    assert this.params.retrain.loss_prediction == {"weight": 1.0, "margin": 1.0, "cut": 0.5}
+    losses, manifest = Signals.load(this.file(Signals.file)).array("predicted_loss"), Manifest.load(this.file(Manifest.file))
+    picks = Selection.load(this.file(Selection.file)).frame
+    place = {image: row for row, image in enumerate(manifest.ids)}
+    assert picks["score"].tolist() == losses[[place[image] for image in picks["id"]]].tolist()
+    known = {image for name in ("r001", "r002", "r003") for image in Selection.load(finished.find_round(name).path / "selection.parquet").frame["id"]}
+    left = [place[image] for image in manifest.frame.query("split == 'train'")["id"] if image not in known]
+    assert sorted(picks["score"], reverse=True) == sorted(losses[left].tolist(), reverse=True)[:6]
+
+
+def test_a_module_beside_a_head_alone_is_refused(finished: Workspace) -> None:
+    with pytest.raises(ParamsError) as error:
+        third_round(finished, retrain={"loss_prediction": {}, "workers": 0})
+    assert str(error.value) == (
+        "retrain.loss_prediction is trained together with an encoder, and retrain.mode linear trains none; take mode finetune, or set it to null"
+    )

@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from al_core.loss_prediction import LossPrediction, Watched, WithPredictedLoss, pooled, ranking_loss, widths_of
+from al_core.encoders import build
+from al_core.finetune import Finetuned, finetune
+from al_core.loss_prediction import LossPrediction, Recipe, Watched, WithPredictedLoss, pooled, ranking_loss, widths_of
 from al_core.seeds import seeded
 
 
@@ -82,12 +85,62 @@ def test_stages_are_seen_and_leave_no_hooks() -> None:
     torch.testing.assert_close(output, network(x))
     torch.testing.assert_close(stages, [network[0](x), network.get_submodule("1.0")(network[0](x))])
     assert widths_of(watched.train(), x) == [4, 6]
-    assert watched.training
+    assert watched.network.training
     assert not any(module._forward_hooks for module in network.modules())
     both = WithPredictedLoss(watched, LossPrediction([4, 6])).eval()
     assert both(x).shape == (3, 7)
     torch.testing.assert_close(both(x)[:, :6], network.eval()(x))
     torch.testing.assert_close(both(x)[:, 6], both.module(watched(x)[1]))
+
+
+class Spots:
+    """Dark or bright, by row."""
+
+    def __len__(self) -> int:
+        return 21
+
+    def __getitem__(self, row: int, /) -> Image.Image:
+        return Image.fromarray((np.random.default_rng(row).integers(0, 100, (12, 12, 3)) + 100 * (row % 2)).astype(np.uint8))
+
+
+def tuned(recipe: Recipe | None, name: str = "small") -> Finetuned:
+    knobs = {"classes": 2, "image_size": 12, "epochs": 4, "batch_size": 8, "learning_rate": 1e-3, "seed": 0, "workers": 0, "device": torch.device("cpu")}
+    return finetune(Spots(), np.arange(21) % 2, build(name, 0, image_size=12), loss_prediction=recipe, **knobs)  # type: ignore[arg-type]
+
+
+def differing(first: nn.Module, second: nn.Module) -> int:
+    return sum(not torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_the_encoder_learns_from_the_module_until_the_stated_epoch() -> None:
+    alone, never, half, always = tuned(None), tuned(Recipe(cut=0.0)), tuned(Recipe(cut=0.5)), tuned(Recipe(cut=1.0))
+    assert alone.loss_prediction is None
+    assert never.loss_prediction is not None
+    assert never.loss_prediction.widths == (16, 32, 64, 128)
+    assert differing(alone.encoder, never.encoder) == 0  # cut off from the first epoch: as if it were not there
+    assert (alone.head.weight == never.head.weight).all()
+    assert differing(alone.encoder, half.encoder) > 0
+    assert differing(half.encoder, always.encoder) > 0
+    assert not any(module._forward_hooks for module in always.encoder.modules())
+
+
+def test_equal_seeds_give_equal_modules() -> None:
+    first, second = tuned(Recipe(), "bayesian-cnn"), tuned(Recipe(), "bayesian-cnn")
+    assert first.loss_prediction is not None and second.loss_prediction is not None
+    assert differing(first.loss_prediction, second.loss_prediction) == 0
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"cut": 1.5}, "cut is 1.5; expected 0 to 1, a share of the epochs"),
+        ({"margin": 0.0}, "weight is 1.0 and margin 0.0; expected both above 0"),
+    ],
+)
+def test_recipes_that_mean_nothing_are_refused(knobs: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        Recipe(**knobs)
+    assert str(error.value) == message
 
 
 @pytest.mark.parametrize(
