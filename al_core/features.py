@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from al_core.encoders import Encoder, deterministic
+from al_core.encoders import deterministic
 from al_core.loading import Images, Square, in_order, load, unit
 from al_core.processes import ALONE, Processes
 
@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float32]
 
 def features(
     images: Images,
-    encoder: Encoder,
+    encoder: nn.Module,
     *,
     image_size: int,
     batch_size: int,
@@ -37,7 +37,7 @@ def features(
 
     Args:
         images: what to look at.
-        encoder: what looks.
+        encoder: what looks: any network that gives (B, dim) for images in [0, 1].
         image_size: images are resized to a square of it.
         batch_size: images a step.
         workers: loader processes, of each process that shares the work.
@@ -62,7 +62,18 @@ def features(
         row += len(embeddings)
 
 
-def embedded(batches: Iterable[Tensor], encoder: Encoder, device: torch.device, precision: Precision) -> Iterator[Floats]:
+class Beside(nn.Module):
+    """What several networks make of the same images, side by side: (B, sum of all their numbers)."""
+
+    def __init__(self, networks: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat([network(images).flatten(1) for network in self.networks], 1)
+
+
+def embedded(batches: Iterable[Tensor], encoder: nn.Module, device: torch.device, precision: Precision) -> Iterator[Floats]:
     """What the encoder makes of each batch; a GPU begins the next batch before it is waited for."""
     before: Begun | None = None
     for batch in batches:
@@ -77,7 +88,7 @@ def embedded(batches: Iterable[Tensor], encoder: Encoder, device: torch.device, 
 class Begun:
     """A batch that the device was given to embed."""
 
-    def __init__(self, batch: Tensor, encoder: Encoder, device: torch.device, precision: Precision) -> None:
+    def __init__(self, batch: Tensor, encoder: nn.Module, device: torch.device, precision: Precision) -> None:
         lower = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
         with deterministic(), torch.inference_mode(), lower:
             pixels = unit(batch, device, torch.channels_last)  # the layout that convolutions are fastest in

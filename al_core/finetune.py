@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from al_core.encoders import Encoder, deterministic
 from al_core.features import features
 from al_core.linear import Linear, fit
 from al_core.loading import BILINEAR, Images, OnEpoch, load, pixels, resized, shuffled, unit
+from al_core.loss_prediction import LossPrediction, Recipe, Teacher
 from al_core.seeds import derive
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ class Finetuned:
 
     encoder: Encoder
     head: Linear
+    loss_prediction: LossPrediction | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ def finetune(
     device: torch.device,
     l2: float = 1e-3,
     flip: bool = False,
+    loss_prediction: Recipe | None = None,
     on_epoch: OnEpoch = lambda epoch, loss, rate: None,
 ) -> Finetuned:
     """All weights trained on the labels, from a copy of the encoder and a fresh linear head; the encoder given is left as it is.
@@ -79,6 +83,7 @@ def finetune(
         classes: how many there are, with or without examples.
         l2: ridge of the head that training starts from; see `linear.fit`.
         flip: mirror left-right half of the time.
+        loss_prediction: train a module beside that predicts the loss of an image, so; None: none.
         on_epoch: called after each epoch.
 
     Raises:
@@ -95,17 +100,22 @@ def finetune(
         head.bias.copy_(torch.from_numpy(start.bias))
     network = nn.Sequential(encoder, head).to(device).eval()  # eval: of its layers only batch norm minds
     per_epoch = math.ceil(len(labels) / batch_size)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate)
+    teacher = loss_prediction and Teacher(encoder, loss_prediction, image_size=image_size, epochs=epochs, seed=seed, device=device)
+    optimizer = torch.optim.AdamW([*network.parameters(), *(teacher.module.parameters() if teacher else ())], lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, per_epoch * epochs)
     seed = derive(seed, "finetune")
     truth = torch.as_tensor(labels, device=device)
     picks = list(shuffled(range(len(labels)), batch_size, epochs, seed, drop_last=False))
     batches = load(held, picks, Jitter(image_size, MIN_CROP, flip), seed=seed, workers=workers)
-    with deterministic(1):
+    watching: AbstractContextManager[list[Tensor]] = teacher.watched.seen() if teacher else nullcontext([])
+    with deterministic(1), watching as stages:
         total = 0.0
         for step, (batch, views) in enumerate(zip(picks, batches, strict=True), start=1):
             rows = torch.tensor([row for _, row in batch], device=device)
-            loss = cross_entropy(network(unit(views, device)), truth[rows])
+            logits = network(unit(views, device))
+            loss = cross_entropy(logits, truth[rows])
+            if teacher:
+                loss = loss + teacher.loss(stages, cross_entropy(logits.detach(), truth[rows], reduction="none"), (step - 1) // per_epoch + 1)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -118,7 +128,8 @@ def finetune(
             if rest == 0:
                 on_epoch(epoch, total / len(labels), rate)
                 total = 0.0
-    return Finetuned(encoder, Linear(head.weight.detach().cpu().numpy(), head.bias.detach().cpu().numpy()))
+    module = teacher.module if teacher else None
+    return Finetuned(encoder, Linear(head.weight.detach().cpu().numpy(), head.bias.detach().cpu().numpy()), module)
 
 
 def check(images: Images, labels: npt.NDArray[np.int64], classes: int) -> None:

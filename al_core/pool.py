@@ -31,7 +31,7 @@ class Signal:
     """Where something that a method reads comes from."""
 
     made_by: str  # the stage, and how to ask for it; or who alone can know it
-    from_model: bool = False  # takes a trained model, so the first round cannot have it
+    from_model: bool = False  # takes a trained model or labelled images, so the first round cannot have it
     in_rounds: bool = True  # a round can have it; if not, only callers of al_core can give it
 
 
@@ -39,10 +39,10 @@ SIGNALS = {
     "embeddings": Signal("stage `embed` makes them: name them in embed.signals"),
     "logits": Signal("stage `embed` makes them with a trained model: name them in embed.signals", from_model=True),
     "head": Signal("stage `embed` copies it from a trained model", from_model=True),
-    "mc_probs": Signal("stage `embed` would make them from a model with dropout, which no stage trains yet", from_model=True, in_rounds=False),
-    "mc_heads": Signal("stage `embed` would draw them from a model with dropout, which no stage trains yet", from_model=True, in_rounds=False),
-    "predicted_loss": Signal("stage `embed` would make it from a model that predicts its loss, which no stage trains yet", from_model=True, in_rounds=False),
-    "discriminator": Signal("stage `embed` would make it from a discriminator, which no stage trains yet", from_model=True, in_rounds=False),
+    "mc_probs": Signal("stage `embed` makes them with a trained model: name them in embed.signals", from_model=True),
+    "mc_heads": Signal("stage `embed` draws them from a trained model: name mc_probs, which they stand for, in embed.signals", from_model=True),
+    "predicted_loss": Signal("stage `embed` makes it with a model that was trained with retrain.loss_prediction: name it in embed.signals", from_model=True),
+    "discriminator": Signal("stage `embed` trains it where some images are labelled: name it in embed.signals", from_model=True),
     "labels": Signal("stage `import-labels` makes them from answers"),
     "groups": Signal("no stage makes them: give them to Pool yourself", in_rounds=False),
     "truth": Signal("nobody knows it before the images are labelled: only a backtest over labelled data has it", in_rounds=False),

@@ -204,6 +204,23 @@ def argument(where: str, key: str, value: object, known: Mapping[str, Parameter]
     return float(value) if type(value) is int and float in options(kind) else value
 
 
+Filled = TypeVar("Filled")
+
+
+def filled(where: str, kind: type[Filled], params: Mapping[str, object]) -> Filled:
+    """A frozen dataclass of parameters with these values, and defaults for the rest.
+
+    Raises:
+        ValueError: an unknown parameter (names the nearest), or a value of the wrong type or out of range.
+    """
+    known = {each.name: each for each in parameters_of(kind)}
+    arguments = {key: argument(where, key, value, known) for key, value in params.items()}
+    try:
+        return kind(**arguments)
+    except ValueError as error:  # from a __post_init__
+        raise ValueError(f"{where}: {error}") from error
+
+
 def parameters(built: Method) -> dict[str, object]:
     """A method as `params.yaml` writes it: its name, each of its parameters, and what of a composition is laid over it."""
     method, composition = (built.method, built.composition) if isinstance(built, Composed) else (built, Composition())

@@ -83,11 +83,15 @@ def pool_of(signals: Signals, manifest: Manifest, known: Labels, classes: list[s
     answered = frame["answered"].notna() & (frame["split"] == "train")
     codes = np.asarray(pd.Categorical(frame["label"], categories=classes).codes, dtype=np.int64)
     labelled = answered & (codes >= 0)
-    head = signals.head()
+    head, passes = signals.head(), signals.array_or_none("mc_probs")
     return al_core.Pool(
         embeddings=signals.array("embeddings"),
-        logits=logits if logits is not None else signals.array("logits") if signals.has("logits") else None,
+        logits=logits if logits is not None else signals.array_or_none("logits"),
         head=(head.weight, head.bias) if head else None,
+        mc_heads=signals.draws(),
+        mc_probs=None if passes is None else passes.transpose(1, 0, 2),
+        predicted_loss=signals.array_or_none("predicted_loss"),
+        discriminator=signals.array_or_none("discriminator"),
         labeled=np.flatnonzero(labelled),
         labels=codes[np.flatnonzero(labelled)],
         excluded=np.flatnonzero((frame["split"] != "train") | (answered & ~labelled)),

@@ -16,60 +16,96 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from al_core.pool import SIGNALS
 from al_core.processes import ALONE, Processes
+from al_core.seeds import derive
 from tasks import environment
-from tasks.artifacts import Manifest, Shards
+from tasks.artifacts import Manifest, PreviousLabels, Shards, StartLabels
 from tasks.errors import ParamsError
 from tasks.images import Images
+from tasks.looking import drawn, look
 from tasks.models import CurrentModel, Model
 from tasks.pack import Pack, RawImages, images_for
 from tasks.params import Embed
 from tasks.progress import progress, say
 from tasks.signals import ArrayWriter, Signals
 from tasks.stage import Run, stage
+from tasks.vaal import discriminated, members, recipe_of
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from al_core.features import Precision
 
 ROWS = ".embed.rows.partial"  # beside the signals: what is embedded so far; it outlives the stage's process, and ends with its success
 SECONDS = 5.0  # between two notes of how far it has come
 
 
-@stage()
-def embed(manifest: Manifest, shards: Shards, pack: Pack, model: CurrentModel, params: Embed, run: Run) -> Signals:
+@stage("round", "seed")
+def embed(
+    manifest: Manifest, shards: Shards, pack: Pack, model: CurrentModel, previous: PreviousLabels, start: StartLabels, params: Embed, run: Run
+) -> Signals:
     """Compute the signals that the round's method reads, for every image of the pool."""
-    if "logits" in params.signals and model.head is None:
-        raise ParamsError("embed.signals names logits, but the model in use has none: before the first round there is only the encoder; take logits out")
+    check(params, model)
     images = images_for("embed", model.image_size, manifest, shards, pack)
-    kept = Kept.of(run.scratch.with_name(ROWS), inputs(manifest, pack, model, params, run.params.code))
+    seed = derive(run.seed, run.round, "embed", "dropout")
+    kept = Kept.of(run.scratch.with_name(ROWS), inputs(manifest, pack, model, params, run.params.code, seed))
     signals = Signals(kept.folder / "signals")
     if kept.rows:
         say(f"embed: goes on behind {kept.rows:,} images that an earlier run embedded")
     else:
         kept.begin()
         Signals.begin(signals.path, manifest, model)
-    write(signals, images, model, params, kept)
+    write(signals, images, model, params, kept, seed=seed)
+    if "mc_probs" in params.signals and drawn(model):
+        signals.write_draws(*draws(model, params, seed))
+    if "discriminator" in params.signals:
+        recipe = recipe_of(params.vaal)
+        squares = images_for("embed", recipe.image_size, manifest, shards, pack)
+        labeled, unlabeled = members(manifest, previous.joined(start))
+        with signals.write("discriminator", (len(squares),)) as array:
+            for batch in discriminated(squares, labeled, unlabeled, recipe, params, derive(run.seed, run.round, "embed", "vaal")):
+                array.append(batch)
     signals.save(run.scratch / "signals")
     kept.drop()
     return Signals(run.scratch / "signals")
 
 
-def write(signals: Signals, images: Images | RawImages, model: Model, params: Embed, kept: Kept, processes: Processes = ALONE) -> None:
+def check(params: Embed, model: Model) -> None:
+    """Raise where the model in use cannot give what is asked of it."""
+    for name in params.signals:
+        if SIGNALS[name].from_model and model.head is None:
+            raise ParamsError(f"embed.signals names {name}, which takes a trained model, and before the first round there is only the encoder; take {name} out")
+    if "predicted_loss" in params.signals and model.loss is None:
+        raise ParamsError("embed.signals names predicted_loss, but the model in use was trained without retrain.loss_prediction; take it out")
+
+
+def draws(model: Model, params: Embed, seed: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """What stands for several passes of the model, weight (passes, classes, d) and bias (passes, classes): an ensemble's heads, or its one under masks."""
+    from al_core.mc_dropout import mc_heads
+
+    if model.members:
+        return model.members.weight, model.members.bias
+    assert model.head is not None
+    return mc_heads(model.head.weight, model.head.bias, passes=params.passes, dropout=params.dropout, seed=seed)
+
+
+def write(signals: Signals, images: Images | RawImages, model: Model, params: Embed, kept: Kept, processes: Processes = ALONE, *, seed: int = 0) -> None:
     """Fill the arrays of the signals, from the rows that are kept on; of several processes the first one writes."""
-    start = processes.first(kept.rows)
-    batches = features("embed", images, model, params.batch_size, params.workers, params.precision, start, processes)
+    start, seen = processes.first(kept.rows), look(model, params, seed)
+    batches = features("embed", images, model, params.batch_size, params.workers, params.precision, start, processes, network=seen.network)
     if processes.rank:
         deque(batches, maxlen=0)  # its own go to the first process
         return
     head = model.head if "logits" in params.signals else None
+    shapes = seen.shapes | ({"logits": (len(head.classes),)} if head else {})
     with ExitStack() as files:
-        embeddings = files.enter_context(signals.write("embeddings", len(images), model.dim, start))
-        logits = files.enter_context(signals.write("logits", len(images), len(head.classes), start)) if head else None
+        arrays = {name: files.enter_context(signals.write(name, (len(images), *shape), start)) for name, shape in shapes.items()}
         for batch in batches:
-            embeddings.append(batch)
-            if head and logits:
-                logits.append(head.logits(batch))
-            kept.note(len(batch), [array for array in (embeddings, logits) if array])
+            parts = seen.parts(batch)
+            for name, array in arrays.items():
+                array.append(head.logits(parts["embeddings"]) if head and name == "logits" else parts[name])
+            kept.note(len(batch), arrays.values())
 
 
 def features(
@@ -81,8 +117,10 @@ def features(
     precision: Precision = "float32",
     start: int = 0,
     processes: Processes = ALONE,
+    *,
+    network: nn.Module | None = None,
 ) -> Iterator[npt.NDArray[np.float32]]:
-    """(B, d) embeddings of the images in order, with progress; see `al_core.features`.
+    """(B, d) embeddings of the images in order, or what another network makes of them, with progress; see `al_core.features`.
 
     Raises:
         ParamsError: a batch takes more memory than there is.
@@ -92,7 +130,7 @@ def features(
 
     batches = stream(
         images,
-        model.network(),
+        network or model.network(),
         image_size=model.image_size,
         batch_size=batch_size,
         workers=workers,
@@ -160,12 +198,14 @@ class Kept:
         self.noted = time.monotonic()
 
 
-def inputs(manifest: Manifest, pack: Pack, model: Model, params: Embed, code: str) -> str:
+def inputs(manifest: Manifest, pack: Pack, model: Model, params: Embed, code: str, seed: int) -> str:
     """sha256 of all that a row depends on, the machine included."""
     cache, classes = pack.cache, model.head.classes if model.head else None
-    said = [params.model_dump(mode="json", exclude={"workers"}), cache and cache.model_dump(), model.digest(), classes, code, environment.describe()]
+    said = [params.model_dump(mode="json", exclude={"workers"}), cache and cache.model_dump(), model.digest(), classes, code, seed, environment.describe()]
     total = sha256(json.dumps(said, sort_keys=True).encode())
     total.update(manifest.ids.tobytes())
     if model.head:
         total.update(model.head.weight.tobytes() + model.head.bias.tobytes())
+    for name, values in sorted((model.loss or {}).items()):
+        total.update(name.encode() + values.tobytes())
     return total.hexdigest()

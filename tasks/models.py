@@ -17,6 +17,8 @@ from tasks.artifacts import Artifact
 from tasks.errors import ArtifactError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from al_core.encoders import Encoder
 
 Array = npt.NDArray[np.generic]
@@ -37,6 +39,14 @@ class Head:
 
 
 @dataclass(frozen=True)
+class Members:
+    """Heads of an ensemble on the same embeddings."""
+
+    weight: npt.NDArray[np.float32]  # (members, classes, d)
+    bias: npt.NDArray[np.float32]  # (members, classes)
+
+
+@dataclass(frozen=True)
 class Model(Artifact):
     """The classifier of a round."""
 
@@ -47,6 +57,8 @@ class Model(Artifact):
     image_size: int  # pixels of a side
     weights: dict[str, Array]  # the encoder's state
     head: Head | None = None
+    members: Members | None = None  # that stand for several passes of the head
+    loss: dict[str, Array] | None = None  # state of the loss prediction module
 
     @classmethod
     def of(cls, encoder: Encoder, head: Head | None = None) -> Self:
@@ -54,9 +66,9 @@ class Model(Artifact):
         weights: dict[str, Array] = {key: value.cpu().numpy() for key, value in encoder.state_dict().items()}
         return cls(encoder.name, encoder.stem, encoder.image_size, weights, head)
 
-    def classifier(self, head: Head) -> Model:
+    def classifier(self, head: Head, members: Members | None = None) -> Model:
         """This encoder with a head."""
-        return Model(self.encoder, self.stem, self.image_size, self.weights, head)
+        return Model(self.encoder, self.stem, self.image_size, self.weights, head, members)
 
     @property
     def dim(self) -> int:
@@ -76,6 +88,36 @@ class Model(Artifact):
             raise ArtifactError(f"the weights are not those of encoder {self.encoder!r}: {error}; restore the file with `dvc checkout`") from error
         return encoder.eval()
 
+    @property
+    def classes(self) -> list[str]:
+        """Of the head, in its order."""
+        assert self.head is not None
+        return self.head.classes
+
+    def whole(self) -> nn.Module:
+        """Encoder and head as one network that gives logits, in evaluation mode on the CPU."""
+        import torch
+        from torch import nn
+
+        assert self.head is not None
+        head = nn.Linear(self.head.weight.shape[1], self.head.weight.shape[0])
+        with torch.no_grad():
+            head.weight.copy_(torch.from_numpy(self.head.weight.copy()))
+            head.bias.copy_(torch.from_numpy(self.head.bias.copy()))
+        return nn.Sequential(self.network(), head).eval()
+
+    def with_predicted_loss(self) -> nn.Module:
+        """The encoder with its loss prediction module: embeddings, and behind them the predicted loss; in evaluation mode on the CPU."""
+        import torch
+
+        from al_core.loss_prediction import LossPrediction, WithPredictedLoss, watched
+
+        assert self.loss is not None
+        widths = [each.shape[1] for name, each in self.loss.items() if name.startswith("maps.") and name.endswith(".weight")]
+        module = LossPrediction(widths)
+        module.load_state_dict({key: torch.from_numpy(value.copy()) for key, value in self.loss.items()})
+        return WithPredictedLoss(watched(self.network()), module).eval()
+
     def digest(self) -> str:
         """sha256 of the encoder alone: equal for models that differ in their heads only."""
         total = hashlib.sha256(f"{self.encoder} {self.stem} {self.image_size}".encode())
@@ -92,7 +134,9 @@ class Model(Artifact):
                 about = json.loads(file.metadata()["rondo"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             head = Head(tensors.pop("head.weight"), tensors.pop("head.bias"), about["classes"]) if "classes" in about else None
-            return cls(about["encoder"], about["stem"], about["image_size"], tensors, head)
+            members = Members(tensors.pop("members.weight"), tensors.pop("members.bias")) if "members.weight" in tensors else None
+            loss = {name.removeprefix("loss."): tensors.pop(name) for name in sorted(tensors) if name.startswith("loss.")}
+            return cls(about["encoder"], about["stem"], about["image_size"], tensors, head, members, loss or None)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path} is not a Rondo model ({error}); restore it with `dvc checkout {path}`") from error
 
@@ -102,6 +146,10 @@ class Model(Artifact):
         if self.head:
             about["classes"] = self.head.classes
             tensors |= {"head.weight": self.head.weight, "head.bias": self.head.bias}
+        if self.members:
+            tensors |= {"members.weight": self.members.weight, "members.bias": self.members.bias}
+        if self.loss:
+            tensors |= {f"loss.{name}": value for name, value in self.loss.items()}
         # one key of metadata: safetensors writes several in no fixed order
         save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path, {"rondo": json.dumps(about, sort_keys=True)})
 

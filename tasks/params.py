@@ -102,10 +102,22 @@ class Pretrain(Section):
     launch: Launch = Field(Launch(), description="processes that train together, and machines")
 
 
+SignalName = Literal["embeddings", "logits", "mc_probs", "predicted_loss", "discriminator"]
+
+
 class Embed(Section):
     """Signals for the method."""
 
-    signals: tuple[Literal["embeddings", "logits"], ...] = Field(("embeddings",), description="what to compute; `rondo open` adds what the method reads")
+    signals: tuple[SignalName, ...] = Field(("embeddings",), description="what to compute; `rondo open` adds what the method reads")
+    passes: Annotated[int, Field(ge=2)] = Field(
+        100, description="stochastic passes of the model, for methods that read mc_probs; an ensemble has as many as members"
+    )
+    dropout: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.5, description="share of an embedding's coordinates that a pass drops before the head; an encoder with dropout drops as it was trained"
+    )
+    vaal: dict[str, Any] = Field(
+        {}, description="parameters of VAAL's networks, for methods that read discriminator, such as {epochs: 20}; `rondo open` writes every one out then"
+    )
     batch_size: Positive = Field(256, description="images a step")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of the encoder's products; bfloat16 is faster and rounds to 3 digits")
     workers: Annotated[int, Field(ge=0)] = Field(2, description="loader processes; does not change the result")
@@ -144,6 +156,13 @@ class Retrain(Section):
 
     mode: Literal["linear", "finetune"] = Field("linear", description="linear: logistic regression on frozen embeddings; finetune: all weights")
     l2: Annotated[float, Field(gt=0)] = Field(0.001, description="strength of the ridge on the head's weights, per example (finetune: at its start)")
+    ensemble: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="linear: so many more heads, on examples drawn anew, that stand for passes with dropout (mc_probs); null: none"
+    )
+    loss_prediction: dict[str, Any] | None = Field(
+        None,
+        description="finetune: train a module beside that predicts losses, for methods that read predicted_loss, such as {weight: 1.0}, or {}; null: none",
+    )
     epochs: Positive = Field(30, description="finetune: passes over the labelled images")
     batch_size: Positive = Field(64, description="images a step, of training and of predicting")
     flip: bool = Field(True, description="finetune: mirror left-right; false where it changes the meaning")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,8 @@ from tasks.artifacts import Estimate, Labels, Manifest, Metrics, Plots, Predicti
 from tasks.embed import features
 from tasks.errors import AnswersError
 from tasks.images import Images
-from tasks.models import Head, Model, PoolEncoder
+from tasks.loss_prediction import loss_recipe
+from tasks.models import Head, Members, Model, PoolEncoder
 from tasks.pack import Pack, RawImages, images_for
 from tasks.params import Retrain
 from tasks.progress import line, say
@@ -80,7 +81,18 @@ def linear(
         embeddings = np.concatenate(list(features("retrain", images, encoder, params.batch_size, params.workers)))
     solved = fit(embeddings[train.rows], train.classes, len(classes), l2=params.l2)
     head = Head(solved.weight, solved.bias, classes)
-    return encoder.classifier(head), head.logits(embeddings)
+    members = ensemble(embeddings[train.rows], train.classes, len(classes), params, run) if params.ensemble else None
+    return encoder.classifier(head, members), head.logits(embeddings)
+
+
+def ensemble(embeddings: Floats, labels: Rows, classes: int, params: Retrain, run: Run) -> Members:
+    """Heads on examples drawn anew."""
+    from al_core.ensemble import linear_ensemble
+    from al_core.seeds import derive
+
+    assert params.ensemble is not None
+    seed = derive(run.seed, run.round, "retrain")
+    return Members(*linear_ensemble(embeddings, labels, classes, members=params.ensemble, l2=params.l2, seed=seed))
 
 
 def finetuned(
@@ -103,12 +115,15 @@ def finetuned(
         learning_rate=params.learning_rate,
         l2=params.l2,
         flip=params.flip,
+        loss_prediction=loss_recipe(params.loss_prediction),
         seed=derive(run.seed, run.round, "retrain"),
         workers=params.workers,
         device=best_device(),
         on_epoch=lambda epoch, loss, _: say(f"{line('retrain: epochs', epoch, params.epochs, time.monotonic() - started)}, loss {loss:.4f}"),
     )
     model = Model.of(tuned.encoder, Head(tuned.head.weight, tuned.head.bias, classes))
+    if tuned.loss_prediction:
+        model = replace(model, loss={name: value.cpu().numpy() for name, value in tuned.loss_prediction.state_dict().items()})
     assert model.head is not None
     batches = features("retrain", images, model, params.batch_size, params.workers)
     return model, np.concatenate([model.head.logits(batch) for batch in batches])

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from tasks.answers import check_classes, read, validate
 from tasks.artifacts import Answers, IngestReport, Labels, Manifest, PreviousLabels, Selection, StartLabels
 from tasks.code_version import code_version
 from tasks.errors import AnswersError, ArtifactError, ParamsError, RondoError, WorkspaceError
-from tasks.params import Params, Pretrain
+from tasks.params import Embed, Params, Pretrain, Retrain, SignalName
 from tasks.stage import AFTER_ANSWERS, BEFORE_ANSWERS, POOL_STAGES, pipeline
 from tasks.weights import settle_weights
 from tasks.workspace import Round, Workspace, dvc_yaml
@@ -110,6 +111,7 @@ def checked(params: Params, workspace: Workspace, before: Round, pool: Round, *,
         if needs_model(method):
             raise ParamsError(f"acquire.cold_start {method['name']!r} itself needs a model; these work without one: {working}")
     check_classes(params.classes)
+    check_retrain(params.retrain)
     if len(params.classes or []) < 2:
         raise ParamsError(f"classes is {params.classes}; a classifier needs two: list the answers people may give in params.yaml, classes: [...]")
     left = unlabelled(pool, before)
@@ -123,13 +125,43 @@ def checked(params: Params, workspace: Workspace, before: Round, pool: Round, *,
         raise ParamsError(
             f"acquire.budget is {budget} but only {left} images are unlabelled; lower it, or add images to the source and `rondo open --new-pool`"
         )
-    signals = tuple(dict.fromkeys((*params.embed.signals, *(need for need in registry.needs(built(method)) if need in ("embeddings", "logits")))))
+    signals = tuple(dict.fromkeys((*params.embed.signals, *(need for need in registry.needs(built(method)) if need in typing.get_args(SignalName)))))
+    if has_model:
+        check_signals(signals, before)
     return params.model_copy(
         update={
-            "embed": params.embed.model_copy(update={"signals": signals}),
+            "embed": settle_embed(params.embed.model_copy(update={"signals": signals})),
             "acquire": acquire.model_copy(update={"method": method, "budget": budget}),
+            "retrain": settle_retrain(params.retrain),
         }
     )
+
+
+def check_retrain(params: Retrain) -> None:
+    """Raise on a training that the mode does not do."""
+    if params.ensemble and params.mode != "linear":
+        raise ParamsError(f"retrain.ensemble is {params.ensemble}, but only heads of retrain.mode linear make one, and it is {params.mode}; set it to null")
+    if params.loss_prediction is not None and params.mode == "linear":
+        raise ParamsError(
+            "retrain.loss_prediction is trained together with an encoder, and retrain.mode linear trains none; take mode finetune, or set it to null"
+        )
+
+
+def check_signals(signals: Sequence[str], before: Round) -> None:
+    """Raise where the model of the round before was not trained to give what is read."""
+    if "predicted_loss" in signals and before.params.retrain.loss_prediction is None:
+        raise ParamsError(
+            f"predicted_loss is read, but the model of {before.name} was trained without a module that predicts it; for now take another method, "
+            "and set retrain.loss_prediction to {} and retrain.mode to finetune: the round after can have it"
+        )
+
+
+def settle_retrain(params: Retrain) -> Retrain:
+    """The section with every parameter of a loss prediction module explicit."""
+    from tasks.loss_prediction import loss_recipe
+
+    recipe = loss_recipe(params.loss_prediction)
+    return params if recipe is None else params.model_copy(update={"loss_prediction": dict(vars(recipe))})
 
 
 def unlabelled(pool: Round, before: Round) -> int:
@@ -156,6 +188,15 @@ def settle_pretrain(params: Pretrain) -> Pretrain:
     except ValueError as error:
         raise ParamsError(f"pretrain.objective: {error}") from error
     return params.model_copy(update={"objective": dict(vars(method))})
+
+
+def settle_embed(params: Embed) -> Embed:
+    """The section checked, with every parameter of what it trains explicit."""
+    if "discriminator" not in params.signals:
+        return params
+    from tasks.vaal import recipe_of
+
+    return params.model_copy(update={"vaal": dict(vars(recipe_of(params.vaal)))})
 
 
 def settle_method(spec: dict[str, Any], where: str) -> dict[str, Any]:

@@ -19,8 +19,10 @@ from tasks.models import Head, Model
 class Signals(Folder):
     """A folder: row i of every array is image i of the manifest.
 
-    `ids.npy` (n,) S64; `embeddings.npy` (n, d) float32; `logits.npy` (n, classes) float32 where asked for; `head.safetensors` where the model has
-    a head; `signals.json`: the digest of the encoder, and the classes in the order of the logits.
+    `ids.npy` (n,) S64; `embeddings.npy` (n, d) float32; float32 too and where asked for `logits.npy` (n, classes), `predicted_loss.npy` (n,),
+    `discriminator.npy` (n,) and, of an encoder with dropout, `mc_probs.npy` (n, passes, classes); `head.safetensors` where the model has a head;
+    `mc_heads.safetensors`, draws of the head, where they stand for passes; `signals.json`: the digest of the encoder, and the classes in the order of
+    the logits.
     """
 
     file = "${here}/signals"
@@ -36,16 +38,20 @@ class Signals(Folder):
             save_file({"weight": model.head.weight, "bias": model.head.bias}, path / "head.safetensors")
         return cls(path)
 
-    def write(self, name: str, rows: int, dim: int, done: int = 0) -> ArrayWriter:
+    def write(self, name: str, shape: tuple[int, ...], done: int = 0) -> ArrayWriter:
         """An array to be filled batch by batch, or to go on with behind the first `done` rows."""
-        return ArrayWriter(self.path / f"{name}.npy", (rows, dim), done)
+        return ArrayWriter(self.path / f"{name}.npy", shape, done)
 
     def has(self, name: str) -> bool:
         """Whether the array was computed."""
         return (self.path / f"{name}.npy").exists()
 
+    def array_or_none(self, name: str) -> npt.NDArray[np.float32] | None:
+        """The array, or None where embed.signals did not name it."""
+        return self.array(name) if self.has(name) else None
+
     def array(self, name: str) -> npt.NDArray[np.float32]:
-        """`embeddings` or `logits`, memory-mapped and read-only."""
+        """One of the arrays, such as `embeddings`, memory-mapped and read-only."""
         if not self.has(name):
             raise ArtifactError(f"{self.path / name}.npy is missing: embed.signals did not name {name!r}; open the round again with it")
         array: npt.NDArray[np.float32] = np.load(self.path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
@@ -58,6 +64,18 @@ class Signals(Folder):
             return None
         tensors = load_file(path)
         return Head(tensors["weight"], tensors["bias"], self.about()["classes"])
+
+    def write_draws(self, weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32]) -> None:
+        """Draws of the head: weight (passes, classes, d) and bias (passes, classes)."""
+        save_file({"weight": weight, "bias": bias}, self.path / "mc_heads.safetensors")
+
+    def draws(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None:
+        """Draws of the head; None where embed.signals did not name mc_probs."""
+        path = self.path / "mc_heads.safetensors"
+        if not path.exists():
+            return None
+        tensors = load_file(path)
+        return tensors["weight"], tensors["bias"]
 
     def about(self) -> dict[str, list[str]]:
         """`signals.json`."""

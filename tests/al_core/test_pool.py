@@ -70,7 +70,7 @@ def test_a_memory_map_stays_one(tmp_path: Path) -> None:
         ("embeddings", "stage `embed` makes them: name them in embed.signals"),
         ("logits", "stage `embed` makes them with a trained model: name them in embed.signals"),
         ("head", "stage `embed` copies it from a trained model"),
-        ("mc_probs", "stage `embed` would make them from a model with dropout, which no stage trains yet"),
+        ("mc_probs", "stage `embed` makes them with a trained model: name them in embed.signals"),
         ("groups", "no stage makes them: give them to Pool yourself"),
         ("labels", "stage `import-labels` makes them from answers"),
     ],

@@ -51,7 +51,7 @@ def opened(pools: Path, folder: Path, pool: str = "plain", **knobs: object) -> P
     """A round's folder before embed."""
     folder.mkdir(exist_ok=True)
     section = Embed.model_validate({"batch_size": 4, "workers": 0, "signals": ("embeddings", "logits"), **knobs})
-    params = Params(embed=section, round="r001", pool=str(pools / pool), model=str(pools / "model.safetensors"), here=".")
+    params = Params(embed=section, round="r001", pool=str(pools / pool), previous=str(pools / pool), model=str(pools / "model.safetensors"), here=".")
     (folder / "params.yaml").write_text(params.dump(), "utf-8")
     return folder
 
@@ -215,5 +215,5 @@ def test_logits_need_a_head(pools: Path, tmp_path: Path) -> None:
     (folder / "params.yaml").write_text(content.dump(), "utf-8")
     with pytest.raises(ParamsError) as caught:
         execute("embed", folder)
-    expected = "embed.signals names logits, but the model in use has none: before the first round there is only the encoder; take logits out"
+    expected = "embed.signals names logits, which takes a trained model, and before the first round there is only the encoder; take logits out"
     assert str(caught.value) == expected

@@ -102,7 +102,8 @@ def test_a_full_disk_is_named_and_nothing_is_lost(finished: Workspace, tmp_path:
         here = small / "round"
         here.mkdir()
         content = yaml.safe_load((this.path / "params.yaml").read_text("utf-8"))
-        wired = {"pool": str(finished.root / "pools/p001"), "model": str(finished.root / "rounds/r001/model.safetensors")}
+        before = finished.root / "rounds/r001"
+        wired = {"pool": str(finished.root / "pools/p001"), "previous": str(before), "model": str(before / "model.safetensors")}
         (here / "params.yaml").write_text(yaml.safe_dump(content | wired | {"code": "unfrozen"}), "utf-8")
         (small / "filler").write_bytes(bytes(480_000))
         with pytest.raises(ArtifactError, match=r"embed: the disk that holds .*/small/round is full .* free some space and run again: nothing was lost"):

@@ -1,0 +1,63 @@
+"""VAAL's signal: how labelled each image looks to a discriminator that is trained for the round."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tasks.artifacts import Labels, Manifest
+from tasks.errors import ParamsError
+from tasks.images import Images
+from tasks.pack import RawImages
+from tasks.params import Embed
+from tasks.progress import line, progress, say
+
+if TYPE_CHECKING:
+    from al_core.vaal import Recipe
+
+Rows = npt.NDArray[np.int64]
+
+
+def recipe_of(knobs: dict[str, Any]) -> Recipe:
+    """What `embed.vaal` says, and defaults for the rest.
+
+    Raises:
+        ParamsError: an unknown parameter, or a value that it cannot have.
+    """
+    from al_core.registry import filled
+    from al_core.vaal import Recipe
+
+    try:
+        return filled("embed.vaal", Recipe, knobs)
+    except ValueError as error:
+        raise ParamsError(str(error)) from error
+
+
+def members(manifest: Manifest, known: Labels) -> tuple[Rows, Rows]:
+    """Rows of the train images that have a label, and of those that nobody has answered for."""
+    frame = manifest.frame[["id", "split"]].merge(known.frame[["id", "label"]].assign(answered=True), on="id", how="left")
+    train = frame["split"] == "train"
+    return np.flatnonzero(train & frame["label"].notna()), np.flatnonzero(train & frame["answered"].isna())
+
+
+def discriminated(images: Images | RawImages, labeled: Rows, unlabeled: Rows, recipe: Recipe, params: Embed, seed: int) -> Iterator[npt.NDArray[np.float32]]:
+    """(B,) probabilities of being labelled, batch by batch for all images in order, from a discriminator that is trained first."""
+    from al_core.devices import best_device
+    from al_core.features import features
+    from al_core.vaal import train
+
+    device, started = best_device(), time.monotonic()
+
+    def told(epoch: int, loss: float, rate: float) -> None:
+        say(f"{line('embed: epochs of VAAL', epoch, recipe.epochs, time.monotonic() - started)}, loss {loss:.4f}")
+
+    try:
+        network = train(images, labeled, unlabeled, recipe, seed=seed, workers=params.workers, device=device, on_epoch=told)
+    except ValueError as error:
+        raise ParamsError(f"embed: {error}") from error
+    batches = features(images, network, image_size=recipe.image_size, batch_size=params.batch_size, workers=params.workers, device=device)
+    return (batch[:, 0] for batch in progress(batches, -(-len(images) // params.batch_size), f"embed: batches of {params.batch_size} through VAAL"))
