@@ -8,8 +8,10 @@ All go from embeddings in memory (but for the memory map) and one labelled row t
 a pick, with lengths computed once, so that it reads the embeddings once a pick and nothing else of their size. It makes `--loop-picks` picks, and its
 time is scaled up to the budget. Picks are compared index by index with those of the loop in float64, for the first `--checked` picks.
 
-With `--peers DIR`, clones of https://github.com/google/active-learning and https://github.com/JordanAsh/badge in DIR run too, with `--peer-picks` picks
-scaled up; they need scikit-learn.
+With `--peers DIR`, clones in DIR run too, in turn with the others; they need scikit-learn. Of https://github.com/ these are google/active-learning,
+JordanAsh/badge, EfficientTraining/LabelBench, decile-team/distil and PatrickZH/DeepCore, which are exact and make `--peer-picks` picks scaled up (DeepCore
+leaves out the last pick's distances, which is to its advantage), and amazon-science/patchcore-inspection and openvinotoolkit/anomalib, which are not: they
+measure in a random projection, and make all picks.
 
 Kinds: `emb`, clusters through a random network, each row with a length of its own; `gauss`; `lowdim`, clusters in 16 directions and noise in all;
 `power`, variances that fall as 1/i; and with `-unit` the same with every row scaled to length 1. `--own` adds real embeddings: SIGNALS is a folder with
@@ -21,7 +23,6 @@ Memory is the peak of what the process holds for itself, as Linux counts it ever
 from __future__ import annotations
 
 import argparse
-import ast
 import multiprocessing
 import statistics
 import tempfile
@@ -37,6 +38,7 @@ import numpy.typing as npt
 import torch
 
 from al_core import Pool, select
+from benchmarks.kcenter_peers import PEERS, Peer
 from benchmarks.record import write
 
 Singles = npt.NDArray[np.float32]
@@ -64,7 +66,7 @@ def main() -> None:
     parser.add_argument("--growth-rows", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--growth-budgets", type=int, nargs="*", default=[100, 1000, 4000, 10_000])
     parser.add_argument("--map-rows", type=int, default=100_000)
-    parser.add_argument("--peers", type=Path, help="folder that holds clones of google/active-learning and JordanAsh/badge")
+    parser.add_argument("--peers", type=Path, help="folder that holds clones of the peers")
     parser.add_argument("--peer-picks", type=int, default=5)
     asked = parser.parse_args()
     figures: dict[str, Any] = {name: getattr(asked, name) for name in ("rows", "dim", "budget", "device")}
@@ -134,25 +136,34 @@ def loop(x: Singles, budget: int, device: str, kind: torch.dtype) -> tuple[Rows,
 def compared(x: Singles, asked: argparse.Namespace) -> dict[str, Any]:
     """Seconds in turn, and whether the picks are the same."""
     few = min(asked.loop_picks, asked.budget)
-    seconds: dict[str, list[float]] = {"rondo": [], "loop": []}
+    rivals = peers(asked.peers)
+    theirs: dict[str, Rows] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in ("rondo", "loop", *rivals)}
     for _ in range(asked.repeats):
         started = time.perf_counter()
         picks = ours(x, asked.budget, asked.device)
         seconds["rondo"].append(time.perf_counter() - started)
         seconds["loop"].append(loop(x, few, asked.device, torch.float32)[1] * asked.budget / few)
+        for name, pick in rivals.items():
+            count = asked.peer_picks if PEERS[name].exact else asked.budget
+            started = time.perf_counter()
+            theirs[name] = pick(x, count)
+            scale = asked.budget / (count + 1) if PEERS[name].exact else 1  # the labelled row is one more that they measure against
+            seconds[name].append((time.perf_counter() - started) * scale)
     median = {name: statistics.median(each) for name, each in seconds.items()}
     found: dict[str, Any] = {
+        "threads": torch.get_num_threads(),
         "all_seconds": {name: [round(each, 3) for each in values] for name, values in seconds.items()},
-        "loop_over_rondo": round(median["loop"] / median["rondo"], 1),
         "picks_equal_to_float64_loop": equal(picks[: asked.checked], loop(x, min(asked.checked, asked.budget), asked.device, torch.float64)[0]),
     }
-    for name, work in peers(asked.peers).items():
-        started = time.perf_counter()
-        theirs = work(x, asked.peer_picks)
-        took = (time.perf_counter() - started) * asked.budget / (asked.peer_picks + 1)  # the labelled row is one more that they measure against
-        found[f"{name}_over_rondo"] = round(took / median["rondo"], 1)
-        found[f"picks_equal_to_{name}"] = equal(picks[: asked.peer_picks], theirs)
-    return found
+    found |= {f"{name}_over_rondo": round(each / median["rondo"], 1) for name, each in median.items() if name != "rondo"}
+    return found | {f"picks_equal_to_{name}": agreement(picks, theirs[name], PEERS[name]) for name in rivals}
+
+
+def agreement(picks: Rows, theirs: Rows, peer: Peer) -> str:
+    """How far a peer's picks are ours."""
+    first = picks[: len(theirs)]
+    return equal(first if peer.ordered else np.sort(first), theirs) if peer.exact else "not compared: it measures in a random projection"
 
 
 def equal(one: Rows, other: Rows) -> str:
@@ -162,43 +173,9 @@ def equal(one: Rows, other: Rows) -> str:
 
 
 def peers(folder: Path | None) -> dict[str, Callable[[Singles, int], Rows]]:
-    """The public codes' own steps, out of files that import much else."""
-    found: dict[str, Callable[[Singles, int], Rows]] = {}
-    if folder is None:
-        return found
-    from sklearn.metrics import pairwise_distances
-
-    class Flat:
-        """What google's class inherits."""
-
-        X: Singles
-
-        def flatten_X(self) -> Singles:  # noqa: N802
-            return self.X
-
-    names: dict[str, Any] = {"np": np, "pairwise_distances": pairwise_distances, "SamplingMethod": Flat, "Strategy": object}
-    for path in (folder / "active-learning" / "sampling_methods" / "kcenter_greedy.py", folder / "badge" / "query_strategies" / "core_set.py"):
-        if not path.exists():
-            print(f"{path.parts[-3]} is not compared: clone it into the folder of --peers")  # noqa: T201
-            continue
-        wanted = [node for node in ast.parse(path.read_text("utf-8")).body if isinstance(node, ast.ClassDef) and node.name in ("kCenterGreedy", "CoreSet")]
-        exec(compile(ast.Module(list(wanted), []), path.name, "exec"), names)  # noqa: S102
-
-    def google(x: Singles, budget: int) -> Rows:
-        peer = names["kCenterGreedy"](x, None, 0)
-        peer.update_distances([0])
-        picks: list[int] = []
-        for _ in range(budget):
-            picks.append(int(np.argmax(peer.min_distances)))
-            peer.update_distances([picks[-1]])
-        return np.array(picks)
-
-    def badge(x: Singles, budget: int) -> Rows:
-        return 1 + np.array(names["CoreSet"].furthest_first(None, x[1:], x[:1], budget))
-
-    found |= {"google": google} if "kCenterGreedy" in names else {}
-    found |= {"JordanAsh": badge} if "CoreSet" in names else {}
-    return found
+    """The public codes that are there."""
+    found = {name: peer.found(folder) for name, peer in PEERS.items()} if folder else {}
+    return {name: pick for name, pick in found.items() if pick}
 
 
 def growth(asked: argparse.Namespace) -> dict[str, dict[str, float]]:
