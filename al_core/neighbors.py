@@ -28,6 +28,7 @@ Index = Literal["exact", "ivf", "hnsw"]
 Candidates = tuple[slice, Rows, Rows, Doubles]  # points; pairs: point counted from the slice's start, other point, squared distance
 
 CHUNK = 512  # points summed at a time: fixed, so that the blocks' size cannot change a sum
+LONGEST = 1e150  # spread of points whose squared distances float64 has room for
 TINY = 1e-30  # of the squared unit of a frame: more than what float32 loses to underflow
 QUERIES = 256  # values that a point whose neighbours are looked for counts for in a block: 4096 points at a time
 TILE = 1024  # and one that they are looked for among, at least: 1024 points at a time, at most
@@ -87,14 +88,21 @@ class Cloud:
 
     @cached_property
     def frame(self) -> Frame:
-        """Coordinates around the mean of the points, in units of how far they spread."""
+        """Coordinates around the mean of the points, in units of how far they spread.
+
+        Raises:
+            ValueError: they spread too far for their distances to be squared.
+        """
         mean = np.sum([self[chunk].sum(axis=0) for chunk in chunks(len(self))], axis=0) / len(self)
         total = 0.0
         for chunk in chunks(len(self)):
             around = self[chunk]
             around -= mean
             total += float(squared_length(around).sum())
-        return Frame.of(mean, float(np.sqrt(total / len(self))))
+        spread = float(np.sqrt(total / len(self)))
+        if not spread < LONGEST:
+            raise ValueError(f"embeddings are too long to measure: they spread over {spread:.3g}, expected less than {LONGEST:g}; scale them down")
+        return Frame.of(mean, spread)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +115,7 @@ class Frame:
     @classmethod
     def of(cls, origin: Doubles, spread: float) -> Frame:
         """The power of two next to 1 / spread."""
-        return cls(origin, 2.0 ** -float(np.ceil(np.log2(spread))) if 1e-140 < spread < 1e140 else 1.0)
+        return cls(origin, 2.0 ** -float(np.ceil(np.log2(spread))) if 1 / LONGEST < spread < LONGEST else 1.0)
 
     @property
     def error(self) -> float:
@@ -187,7 +195,7 @@ def neighbors(x: Floats, rows: Rows, k: int, *, unit: bool = False, device: str 
         (m, k) int64 positions in `rows`, and (m, k) float64 squared distances.
 
     Raises:
-        ValueError: k is out of range, or the index needs faiss and faiss is not there.
+        ValueError: k is out of range, the rows spread too far to be measured, or the index needs faiss and faiss is not there.
     """
     if not 1 <= k < len(rows):
         raise ValueError(f"k is {k}; expected 1 to {len(rows) - 1}, the number of other rows")

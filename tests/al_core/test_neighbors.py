@@ -100,6 +100,18 @@ def test_k_is_1_to_the_number_of_others() -> None:
             neighbors(CLOUDS["gaussian"], np.arange(150), k)
 
 
+@pytest.mark.parametrize("length", [1e-145, 1e141, 1e149])
+def test_lengths_whose_squares_are_near_the_ends_of_float64(length: float) -> None:
+    x = length * CLOUDS["clusters"] / 10
+    np.testing.assert_array_equal(neighbors(x, np.arange(150), 3)[0], by_definition(x, 3)[0])
+
+
+def test_too_long_to_measure() -> None:
+    with pytest.raises(ValueError) as error:
+        neighbors(np.array([[-2e150], [0.0], [2e150]]), np.arange(3), 1)
+    assert str(error.value) == "embeddings are too long to measure: they spread over 1.63e+150, expected less than 1e+150; scale them down"
+
+
 @pytest.mark.parametrize("cloud", CLOUDS)
 def test_points_held_on_a_device(cloud: str) -> None:
     """What runs on a GPU, run on the CPU: the same pairs, bar the order of pairs whose distances differ by a rounding."""
