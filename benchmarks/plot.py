@@ -93,6 +93,10 @@ GOALS = [
     Goal("the same, clustered and scaled to length 1", at("kcenter", "emb-unit", "loop_over_rondo", **KCENTER), 5),
     Goal("`coreset`, clustered: times google/active-learning", at("kcenter", "emb", "google_over_rondo", **KCENTER), 100),
     Goal("`coreset`, clustered: times JordanAsh/badge", at("kcenter", "emb", "JordanAsh_over_rondo", **KCENTER), 100),
+    Goal("`coreset`, clustered: times LabelBench", at("kcenter", "emb", "LabelBench_over_rondo", **KCENTER), 100),
+    Goal("`coreset`, clustered: times DISTIL", at("kcenter", "emb", "DISTIL_over_rondo", **KCENTER), 100),
+    Goal("`coreset`, clustered: times DeepCore", at("kcenter", "emb", "DeepCore_over_rondo", **KCENTER), 100),
+    Goal("`coreset`, clustered: times patchcore's approximate sampler, which is not exact", at("kcenter", "emb", "patchcore_over_rondo", **KCENTER), 2),
     Goal("`coreset`, 100k x 512, 4000 picks: times the loop", at("kcenter", "growth, emb of 512 numbers", "100000 rows, 4000 picks", "loop_over_rondo"), 25),
     Goal(
         "`badge`, a sure model, 100k x 512, 1000 classes, 1000 picks: times faster than JordanAsh/badge",
