@@ -21,9 +21,11 @@ from tasks import environment
 from tasks.artifacts import Manifest, Shards
 from tasks.errors import ParamsError
 from tasks.images import Images
+from tasks.launch import launched
+from tasks.launch import processes as group
 from tasks.models import CurrentModel, Model
 from tasks.pack import Pack, RawImages, images_for
-from tasks.params import Embed
+from tasks.params import Embed, Launch
 from tasks.progress import progress, say
 from tasks.signals import ArrayWriter, Signals
 from tasks.stage import Run, stage
@@ -40,22 +42,23 @@ def embed(manifest: Manifest, shards: Shards, pack: Pack, model: CurrentModel, p
     """Compute the signals that the round's method reads, for every image of the pool."""
     if "logits" in params.signals and model.head is None:
         raise ParamsError("embed.signals names logits, but the model in use has none: before the first round there is only the encoder; take logits out")
-    images = images_for("embed", model.image_size, manifest, shards, pack)
-    kept = Kept.of(run.scratch.with_name(ROWS), inputs(manifest, pack, model, params, run.params.code))
+    images = images_for("embed", model.image_size, manifest, Shards(shards.path.resolve()), Pack(pack.path.resolve()))
+    kept = Kept.of(run.scratch.with_name(ROWS).resolve(), inputs(manifest, pack, model, params, run.params.code))
     signals = Signals(kept.folder / "signals")
     if kept.rows:
         say(f"embed: goes on behind {kept.rows:,} images that an earlier run embedded")
     else:
         kept.begin()
         Signals.begin(signals.path, manifest, model)
-    write(signals, images, model, params, kept)
+    launched(write, (signals, images, model, params, kept), Launch(processes=params.processes))
     signals.save(run.scratch / "signals")
     kept.drop()
     return Signals(run.scratch / "signals")
 
 
-def write(signals: Signals, images: Images | RawImages, model: Model, params: Embed, kept: Kept, processes: Processes = ALONE) -> None:
-    """Fill the arrays of the signals, from the rows that are kept on; of several processes the first one writes."""
+def write(signals: Signals, images: Images | RawImages, model: Model, params: Embed, kept: Kept) -> None:
+    """Fill the arrays of the signals, from the rows that are kept on; as a member of a group the share of this process, and the first one writes."""
+    processes = group()
     start = processes.first(kept.rows)
     batches = features("embed", images, model, params.batch_size, params.workers, params.precision, start, processes)
     if processes.rank:
@@ -163,7 +166,14 @@ class Kept:
 def inputs(manifest: Manifest, pack: Pack, model: Model, params: Embed, code: str) -> str:
     """sha256 of all that a row depends on, the machine included."""
     cache, classes = pack.cache, model.head.classes if model.head else None
-    said = [params.model_dump(mode="json", exclude={"workers"}), cache and cache.model_dump(), model.digest(), classes, code, environment.describe()]
+    said = [
+        params.model_dump(mode="json", exclude={"workers", "processes"}),
+        cache and cache.model_dump(),
+        model.digest(),
+        classes,
+        code,
+        environment.describe(),
+    ]
     total = sha256(json.dumps(said, sort_keys=True).encode())
     total.update(manifest.ids.tobytes())
     if model.head:
