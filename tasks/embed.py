@@ -23,10 +23,12 @@ from tasks import environment
 from tasks.artifacts import Manifest, PreviousLabels, Shards, StartLabels
 from tasks.errors import ParamsError
 from tasks.images import Images
+from tasks.launch import launched
+from tasks.launch import processes as group
 from tasks.looking import drawn, look
 from tasks.models import CurrentModel, Model
 from tasks.pack import Pack, RawImages, images_for
-from tasks.params import Embed
+from tasks.params import Embed, Launch
 from tasks.progress import progress, say
 from tasks.signals import ArrayWriter, Signals
 from tasks.stage import Run, stage
@@ -47,16 +49,16 @@ def embed(
 ) -> Signals:
     """Compute the signals that the round's method reads, for every image of the pool."""
     check(params, model)
-    images = images_for("embed", model.image_size, manifest, shards, pack)
+    images = images_for("embed", model.image_size, manifest, Shards(shards.path.resolve()), Pack(pack.path.resolve()))
     seed = derive(run.seed, run.round, "embed", "dropout")
-    kept = Kept.of(run.scratch.with_name(ROWS), inputs(manifest, pack, model, params, run.params.code, seed))
+    kept = Kept.of(run.scratch.with_name(ROWS).resolve(), inputs(manifest, pack, model, params, run.params.code, seed))
     signals = Signals(kept.folder / "signals")
     if kept.rows:
         say(f"embed: goes on behind {kept.rows:,} images that an earlier run embedded")
     else:
         kept.begin()
         Signals.begin(signals.path, manifest, model)
-    write(signals, images, model, params, kept, seed=seed)
+    launched(write, (signals, images, model, params, kept, seed), Launch(processes=params.processes))
     if "mc_probs" in params.signals and drawn(model):
         signals.write_draws(*draws(model, params, seed))
     if "discriminator" in params.signals:
@@ -90,8 +92,9 @@ def draws(model: Model, params: Embed, seed: int) -> tuple[npt.NDArray[np.float3
     return mc_heads(model.head.weight, model.head.bias, passes=params.passes, dropout=params.dropout, seed=seed)
 
 
-def write(signals: Signals, images: Images | RawImages, model: Model, params: Embed, kept: Kept, processes: Processes = ALONE, *, seed: int = 0) -> None:
-    """Fill the arrays of the signals, from the rows that are kept on; of several processes the first one writes."""
+def write(signals: Signals, images: Images | RawImages, model: Model, params: Embed, kept: Kept, seed: int) -> None:
+    """Fill the arrays of the signals, from the rows that are kept on; as a member of a group the share of this process, and the first one writes."""
+    processes = group()
     start, seen = processes.first(kept.rows), look(model, params, seed)
     batches = features("embed", images, model, params.batch_size, params.workers, params.precision, start, processes, network=seen.network)
     if processes.rank:
@@ -201,7 +204,15 @@ class Kept:
 def inputs(manifest: Manifest, pack: Pack, model: Model, params: Embed, code: str, seed: int) -> str:
     """sha256 of all that a row depends on, the machine included."""
     cache, classes = pack.cache, model.head.classes if model.head else None
-    said = [params.model_dump(mode="json", exclude={"workers"}), cache and cache.model_dump(), model.digest(), classes, code, seed, environment.describe()]
+    said = [
+        params.model_dump(mode="json", exclude={"workers", "processes"}),
+        cache and cache.model_dump(),
+        model.digest(),
+        classes,
+        code,
+        seed,
+        environment.describe(),
+    ]
     total = sha256(json.dumps(said, sort_keys=True).encode())
     total.update(manifest.ids.tobytes())
     if model.head:

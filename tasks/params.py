@@ -120,6 +120,7 @@ class Embed(Section):
     )
     batch_size: Positive = Field(256, description="images a step")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of the encoder's products; bfloat16 is faster and rounds to 3 digits")
+    processes: Positive = Field(1, description="processes of this machine that share the work, one on each GPU; does not change the result")
     workers: Annotated[int, Field(ge=0)] = Field(2, description="loader processes; does not change the result")
 
 

@@ -14,20 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed
 
 from al_core.encoders import Encoder, build
-from al_core.processes import Processes
 from tasks import embed
-from tasks.artifacts import Manifest, Shards
-from tasks.embed import ROWS, Kept
+from tasks.embed import ROWS
 from tasks.errors import ParamsError
 from tasks.images import Images
 from tasks.models import Head, Model
 from tasks.params import Embed, Params
 from tasks.signals import Signals
 from tasks.stage import execute
-from tests.al_core.test_processes import in_a_group
 from tests.tasks.test_ingest import make, picture, write
 
 N = 50
@@ -185,16 +181,11 @@ def test_a_raw_pack_of_the_models_size_gives_the_same_bytes(pools: Path, tmp_pat
     assert signals_of(folder) == undisturbed
 
 
-def write_in_a_group(rank: int, group: torch.distributed.ProcessGroup, pools: Path, folder: Path) -> None:
-    manifest, shards, model = Manifest.load(pools / "plain/manifest.parquet"), Shards.load(pools / "plain/shards"), Model.load(pools / "model.safetensors")
-    signals = Signals(folder / "signals") if rank else Signals.begin(folder / "signals", manifest, model)
-    params = Embed(batch_size=4, workers=0, signals=("embeddings", "logits"))
-    embed.write(signals, Images(manifest, shards.path), model, params, Kept(folder, ""), Processes(group))
-
-
-def test_two_processes_write_the_bytes_of_one(pools: Path, tmp_path: Path, undisturbed: dict[str, str]) -> None:
-    in_a_group(write_in_a_group, 2, tmp_path, pools, tmp_path)
-    assert {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "signals").iterdir()} == undisturbed
+def test_two_processes_write_the_bytes_of_one(pools: Path, tmp_path: Path, undisturbed: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = opened(pools, tmp_path / "round")
+    cut_off(folder, 21, monkeypatch)
+    execute("embed", opened(pools, folder, processes=2))  # and go on with what one had done
+    assert signals_of(folder) == undisturbed
 
 
 def test_out_of_memory_names_the_batch_size_to_try(pools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
