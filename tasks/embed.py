@@ -74,7 +74,7 @@ def embed(
 def check(params: Embed, model: Model) -> None:
     """Raise where the model in use cannot give what is asked of it."""
     for name in params.signals:
-        if SIGNALS[name].from_model and model.head is None:
+        if SIGNALS[name].from_model and name != "discriminator" and model.head is None:  # which learns from what is labelled, not from a model
             raise ParamsError(f"embed.signals names {name}, which takes a trained model, and before the first round there is only the encoder; take {name} out")
     if "predicted_loss" in params.signals and model.loss is None:
         raise ParamsError("embed.signals names predicted_loss, but the model in use was trained without retrain.loss_prediction; take it out")
