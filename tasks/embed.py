@@ -30,7 +30,7 @@ from tasks.params import Embed
 from tasks.progress import progress, say
 from tasks.signals import ArrayWriter, Signals
 from tasks.stage import Run, stage
-from tasks.vaal import discriminated, members, recipe_of
+from tasks.vaal import discriminate, members, recipe_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,10 +62,7 @@ def embed(
     if "discriminator" in params.signals:
         recipe = recipe_of(params.vaal)
         squares = images_for("embed", recipe.image_size, manifest, shards, pack)
-        labeled, unlabeled = members(manifest, previous.joined(start))
-        with signals.write("discriminator", (len(squares),)) as array:
-            for batch in discriminated(squares, labeled, unlabeled, recipe, params, derive(run.seed, run.round, "embed", "vaal")):
-                array.append(batch)
+        discriminate(signals, squares, *members(manifest, previous.joined(start)), recipe, params, derive(run.seed, run.round, "embed", "vaal"))
     signals.save(run.scratch / "signals")
     kept.drop()
     return Signals(run.scratch / "signals")
