@@ -32,7 +32,7 @@ from tasks.params import Embed, Launch
 from tasks.progress import progress, say
 from tasks.signals import ArrayWriter, Signals
 from tasks.stage import Run, stage
-from tasks.vaal import discriminated, members, recipe_of
+from tasks.vaal import discriminate, members, recipe_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,10 +64,7 @@ def embed(
     if "discriminator" in params.signals:
         recipe = recipe_of(params.vaal)
         squares = images_for("embed", recipe.image_size, manifest, shards, pack)
-        labeled, unlabeled = members(manifest, previous.joined(start))
-        with signals.write("discriminator", (len(squares),)) as array:
-            for batch in discriminated(squares, labeled, unlabeled, recipe, params, derive(run.seed, run.round, "embed", "vaal")):
-                array.append(batch)
+        discriminate(signals, squares, *members(manifest, previous.joined(start)), recipe, params, derive(run.seed, run.round, "embed", "vaal"))
     signals.save(run.scratch / "signals")
     kept.drop()
     return Signals(run.scratch / "signals")
@@ -76,7 +73,7 @@ def embed(
 def check(params: Embed, model: Model) -> None:
     """Raise where the model in use cannot give what is asked of it."""
     for name in params.signals:
-        if SIGNALS[name].from_model and model.head is None:
+        if SIGNALS[name].from_model and name != "discriminator" and model.head is None:  # which learns from what is labelled, not from a model
             raise ParamsError(f"embed.signals names {name}, which takes a trained model, and before the first round there is only the encoder; take {name} out")
     if "predicted_loss" in params.signals and model.loss is None:
         raise ParamsError("embed.signals names predicted_loss, but the model in use was trained without retrain.loss_prediction; take it out")

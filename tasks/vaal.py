@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from tasks.images import Images
 from tasks.pack import RawImages
 from tasks.params import Embed
 from tasks.progress import line, progress, say
+from tasks.signals import Signals
 
 if TYPE_CHECKING:
     from al_core.vaal import Recipe
@@ -44,8 +44,12 @@ def members(manifest: Manifest, known: Labels) -> tuple[Rows, Rows]:
     return np.flatnonzero(train & frame["label"].notna()), np.flatnonzero(train & frame["answered"].isna())
 
 
-def discriminated(images: Images | RawImages, labeled: Rows, unlabeled: Rows, recipe: Recipe, params: Embed, seed: int) -> Iterator[npt.NDArray[np.float32]]:
-    """(B,) probabilities of being labelled, batch by batch for all images in order, from a discriminator that is trained first."""
+def discriminate(signals: Signals, images: Images | RawImages, labeled: Rows, unlabeled: Rows, recipe: Recipe, params: Embed, seed: int) -> None:
+    """Write how labelled every image looks to a discriminator that is trained first.
+
+    Raises:
+        ParamsError: nothing is labelled, nothing is unlabelled, or the training does not go well.
+    """
     from al_core.devices import best_device
     from al_core.features import features
     from al_core.vaal import train
@@ -60,4 +64,6 @@ def discriminated(images: Images | RawImages, labeled: Rows, unlabeled: Rows, re
     except ValueError as error:
         raise ParamsError(f"embed: {error}") from error
     batches = features(images, network, image_size=recipe.image_size, batch_size=params.batch_size, workers=params.workers, device=device)
-    return (batch[:, 0] for batch in progress(batches, -(-len(images) // params.batch_size), f"embed: batches of {params.batch_size} through VAAL"))
+    with signals.write("discriminator", (len(images),)) as array:
+        for batch in progress(batches, -(-len(images) // params.batch_size), f"embed: batches of {params.batch_size} through VAAL"):
+            array.append(batch[:, 0])

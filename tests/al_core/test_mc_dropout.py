@@ -134,6 +134,14 @@ def test_the_network_is_left_as_it_was_and_no_global_generator_moves() -> None:
     assert not any("forward" in vars(module) for module in made.modules())
 
 
+@pytest.mark.gpu
+@torch.no_grad()
+def test_a_gpu_drops_what_the_cpu_drops() -> None:
+    here = torch.stack(list(mc_passes(network(), X, passes=3, seed=0)))
+    there = torch.stack(list(mc_passes(network().cuda(), X.cuda(), passes=3, seed=0)))
+    torch.testing.assert_close(there.cpu(), here, rtol=1e-3, atol=1e-3)
+
+
 def test_a_network_without_dropout_is_refused() -> None:
     with pytest.raises(ValueError) as error:
         next(mc_passes(nn.Sequential(nn.Dropout(0.0), nn.Linear(2, 2)), X, passes=2, seed=0))

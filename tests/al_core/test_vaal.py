@@ -130,6 +130,12 @@ def test_equal_seeds_give_equal_weights_with_any_number_of_workers() -> None:
     assert not first.training
 
 
+@pytest.mark.gpu
+def test_a_gpu_trains_the_same_twice() -> None:
+    first, second = (train(Shades(), LABELED, UNLABELED, TINY, seed=0, workers=0, device=torch.device("cuda")) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+
+
 @pytest.mark.parametrize(
     ("labeled", "unlabeled", "message"),
     [
