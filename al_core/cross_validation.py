@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -63,7 +64,7 @@ def cross_validate(
         ValueError: as `linear.fit`, or strengths that do not fall.
     """
     check(features, labels, classes, min(strengths, default=math.nan))
-    if any(stronger <= weaker for stronger, weaker in zip(strengths, strengths[1:], strict=False)):
+    if any(stronger <= weaker for stronger, weaker in pairwise(strengths)):
         raise ValueError(f"the strengths are {strengths}, expected falling values")
     if len(labels) == 1:
         return CrossValidated(strengths[0], {}, 1.0, np.empty(0, np.int64), np.empty((0, classes), np.float32))

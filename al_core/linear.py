@@ -14,9 +14,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 NEWTON_STEPS, CONJUGATE_STEPS = 100, 1000
 EPSILON = 1e-14
-NEGLIGIBLE = 1e-12
 SMALLEST_SPREAD = 1e-3
-ROWS_A_FEATURE = 2  # examples that the principal axes are found on: they only hasten the solution
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,7 @@ def fit(
     """The head that minimises mean NLL + l2 / 2 * ||W||^2, with W on features standardised over these examples, and the bias left free.
 
     A class without examples gets weight 0 and the bias that gives it about the probability 1 / (n + classes) at these examples.
-    Deterministic: float64 from a start at zero, until every component of the gradient is at most `tolerance`. Time O(n D classes) an iteration,
-    after O(D^2 min(n, D)) for principal axes.
+    Deterministic: float64 from a start at zero, until every component of the gradient is at most `tolerance`. Time O(n D classes) an iteration.
 
     Args:
         features: (n, D) finite.
@@ -59,6 +56,16 @@ def fit(
     standard = standardised(features, device)
     examples = Examples.of(standard, labels, classes, weights)
     return standard.head(examples, solve(examples, l2, tolerance))
+
+
+def balanced(labels: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.float64]:
+    """(classes,) weights of an example of each class, their sum 1, by which all classes with examples count alike: total / count, 1 without examples.
+
+    As in the code of Emam et al. 2021, which divides by the sum as here.
+    """
+    counts = np.bincount(labels, minlength=classes)
+    weights: npt.NDArray[np.float64] = np.where(counts > 0, len(labels) / np.maximum(counts, 1), 1.0)
+    return weights / weights.sum()
 
 
 def check(features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], classes: int, l2: float) -> None:
@@ -86,13 +93,11 @@ def deviations(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Standard:
-    """Features with mean 0 and standard deviation 1, and their principal axes, along which the problem is nearly round."""
+    """Features with mean 0 and standard deviation 1."""
 
     x: Tensor  # (n, D + 1): the last column is 1 and carries the bias
     mean: Tensor  # (D,)
     spread: Tensor  # (D,)
-    axes: Tensor  # (D, r) orthonormal
-    variances: Tensor  # (r,) along the axes
 
     def head(self, examples: Examples, w: Tensor) -> Linear:
         """The head on features as they were given, from weights (present classes, D + 1) on standardised ones."""
@@ -110,19 +115,7 @@ def standardised(features: npt.NDArray[np.float32], device: torch.device | None 
     body.copy_(torch.as_tensor(features))
     mean, spread = body.mean(0), deviations(body)
     body.sub_(mean).div_(spread)
-    return Standard(x, mean, spread, *principal(body))
-
-
-def principal(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Axes (D, r) and variances (r,) of centred rows (n, D), by every k-th row where there are many."""
-    n, dim = x.shape
-    rows = x[:: max(1, n // (ROWS_A_FEATURE * dim))]
-    if len(rows) >= dim:
-        variances, axes = torch.linalg.eigh(rows.T @ rows / len(rows))
-        return axes, variances.clamp(min=0)
-    variances, sides = torch.linalg.eigh(rows @ rows.T / len(rows))
-    kept = variances > NEGLIGIBLE * variances[-1]  # the mean took one direction, equal rows take more
-    return rows.T @ (sides[:, kept] / (len(rows) * variances[kept]).sqrt()), variances[kept]
+    return Standard(x, mean, spread)
 
 
 @dataclass(frozen=True)
@@ -134,18 +127,18 @@ class Examples:
     shares: Tensor  # (n,) of each example in the mean; their sum is 1
     present: Tensor  # (c,) classes with examples, ascending
     classes: int  # with or without examples
-    axes: Tensor  # (D, r), see `Standard`
-    variances: Tensor  # (r,)
 
     @classmethod
-    def of(cls, standard: Standard, labels: npt.NDArray[np.int64], classes: int, weights: npt.NDArray[np.float64] | None, rows: Tensor | None = None) -> Examples:
+    def of(
+        cls, standard: Standard, labels: npt.NDArray[np.int64], classes: int, weights: npt.NDArray[np.float64] | None, rows: Tensor | None = None
+    ) -> Examples:
         """All rows, or some, with the labels (n,) of all."""
         truth = torch.as_tensor(np.asarray(labels, np.int64), device=standard.x.device)
         x, truth = (standard.x, truth) if rows is None else (standard.x[rows], truth[rows])
         each = torch.ones(classes, dtype=x.dtype) if weights is None else torch.as_tensor(weights, dtype=x.dtype)
         shares = each.to(x.device)[truth]
         present, index = torch.unique(truth, return_inverse=True)
-        return cls(x, index, shares / shares.sum(), present, classes, standard.axes, standard.variances)
+        return cls(x, index, shares / shares.sum(), present, classes)
 
     def start(self) -> Tensor:
         """Weights (c, D + 1) of zero."""
@@ -170,14 +163,14 @@ def solve(examples: Examples, l2: float, tolerance: float, start: Tensor | None 
         slope = gradient.abs().max().item()
         if slope <= tolerance:
             return torch.cat([w[:, :-1], w[:, -1:] - w[:, -1:].mean()], 1)
-        step = newton_step(examples, p, l2, ridge, gradient)
+        step = newton_step(examples, p, ridge, gradient)
         w = descend(w, step, gradient, lambda w: examples.shares @ cross_entropy(x @ w.T, examples.labels, reduction="none") + (ridge * w.square()).sum() / 2)
     raise ValueError(
         f"logistic regression has a gradient of {slope:.1e} after {NEWTON_STEPS} Newton steps, expected {tolerance:.0e}; raise retrain.l2 (now {l2})"
     )
 
 
-def newton_step(examples: Examples, p: Tensor, l2: float, ridge: Tensor, gradient: Tensor) -> Tensor:
+def newton_step(examples: Examples, p: Tensor, ridge: Tensor, gradient: Tensor) -> Tensor:
     """-H^-1 gradient, by conjugate gradients that stop early while the gradient is large; H is never built."""
     x, shares = examples.x, examples.shares[:, None]
 
@@ -185,26 +178,19 @@ def newton_step(examples: Examples, p: Tensor, l2: float, ridge: Tensor, gradien
         q = x @ v.T  # (n, c)
         return (shares * p * (q - (p * q).sum(1, keepdim=True))).T @ x + ridge * v
 
-    bend = (shares * p * (1 - p)).sum(0)[:, None] + EPSILON  # (c, 1)
-    shrink = 1 / (bend * examples.variances + l2) - 1 / l2  # (c, r): along the axes H is about bend * variances + l2, elsewhere l2
-
-    def flattened(v: Tensor) -> Tensor:
-        body = v[:, :-1]
-        return torch.cat([body / l2 + (body @ examples.axes * shrink) @ examples.axes.T, v[:, -1:] / bend], 1)
-
+    scale = (shares * p * (1 - p)).sum(0)[:, None] + ridge + EPSILON  # about H's diagonal, as the columns of x have variance 1
     step, residual = torch.zeros_like(gradient), -gradient
-    direction = flattened(residual)
+    direction = residual / scale
     size = first = (residual * direction).sum().item()
     goal = first * min(0.01, math.sqrt(first))  # squared: a factor of 10 at first, more and more towards the end
     for _ in range(CONJUGATE_STEPS):
         bent = curvature(direction)
         stride = size / (direction * bent).sum().item()
         step, residual = step + stride * direction, residual - stride * bent
-        flat = flattened(residual)
-        before, size = size, (residual * flat).sum().item()
+        before, size = size, (residual * residual / scale).sum().item()
         if size <= goal:
             break
-        direction = flat + size / before * direction
+        direction = residual / scale + size / before * direction
     return step
 
 
