@@ -155,7 +155,12 @@ class Retrain(Section):
     """The classifier of the round, always from the pool's encoder."""
 
     mode: Literal["linear", "finetune"] = Field("linear", description="linear: logistic regression on frozen embeddings; finetune: all weights")
-    l2: Annotated[float, Field(gt=0)] = Field(0.001, description="strength of the ridge on the head's weights, per example (finetune: at its start)")
+    l2: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
+        0.001, description="strength of the ridge on the head's weights, per example (finetune: at its start); auto: by cross-validation on the labels"
+    )
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="none: every label counts alike; balanced: every class does, however few labels it has"
+    )
     ensemble: Annotated[int, Field(ge=2)] | None = Field(
         None, description="linear: so many more heads, on examples drawn anew, that stand for passes with dropout (mc_probs); null: none"
     )
