@@ -65,7 +65,8 @@ def balanced(labels: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.floa
     """
     counts = np.bincount(labels, minlength=classes)
     weights: npt.NDArray[np.float64] = np.where(counts > 0, len(labels) / np.maximum(counts, 1), 1.0)
-    return weights / weights.sum()
+    weights /= weights.sum()
+    return weights
 
 
 def check(features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], classes: int, l2: float) -> None:
