@@ -14,7 +14,8 @@ HALVINGS = 60
 def temperature(logits: Floats, labels: Labels, shares: npt.NDArray[np.float64] | None = None) -> float:
     """The temperature T, 0.1 to 10, at which softmax(logits / T) gives held-out labels the lowest mean NLL (Guo et al. 2017); 1 where all T are alike.
 
-    Above 1: the logits were too sure. The NLL is convex in 1 / T, so that its slope is 0 once: found by bisection, to the last bits.
+    Of each label a share of 1 / (n + 2) is spread evenly over all classes, as in Platt 1999: were few labels all predicted right, no certainty would
+    be too much otherwise. Above 1: the logits were too sure. The NLL is convex in 1 / T, so that its slope is 0 once: found by bisection, to the last bits.
 
     Args:
         logits: (n, classes) finite, of examples that the classifier was not trained on.
@@ -26,7 +27,8 @@ def temperature(logits: Floats, labels: Labels, shares: npt.NDArray[np.float64] 
     """
     check(logits, labels)
     logs = log_probabilities(logits)
-    own = logs[np.arange(len(labels)), labels]
+    spread = 1 / (len(labels) + 2)
+    own = (1 - spread) * logs[np.arange(len(labels)), labels] + spread * logs.mean(axis=1)
 
     def slope(inverse: float) -> float:
         """Of the mean NLL along 1 / T: what is expected of the logits less what the labels have."""
