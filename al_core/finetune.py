@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from al_core.cross_validation import cross_validate
 from al_core.encoders import Encoder, deterministic
 from al_core.features import features
 from al_core.linear import Linear, fit
@@ -66,7 +67,8 @@ def finetune(
     seed: int,
     workers: int,
     device: torch.device,
-    l2: float = 1e-3,
+    l2: float | None = 1e-3,
+    weights: npt.NDArray[np.float64] | None = None,
     flip: bool = False,
     loss_prediction: Recipe | None = None,
     on_epoch: OnEpoch = lambda epoch, loss, rate: None,
@@ -81,7 +83,8 @@ def finetune(
         images: the labelled images.
         labels: (n,) in 0..classes-1, one for each image.
         classes: how many there are, with or without examples.
-        l2: ridge of the head that training starts from; see `linear.fit`.
+        l2: ridge of the head that training starts from, see `linear.fit`; None: by cross-validation.
+        weights: (classes,) how much an example of each class counts in the loss, above 0; None: all alike.
         flip: mirror left-right half of the time.
         loss_prediction: train a module beside that predicts the loss of an image, so; None: none.
         on_epoch: called after each epoch.
@@ -94,7 +97,8 @@ def finetune(
     head: nn.Linear = nn.utils.skip_init(nn.Linear, encoder.dim, classes)  # type: ignore[no-untyped-call]
     held = resized(images, image_size, workers=workers)
     x = np.concatenate(list(features(held, encoder, image_size=image_size, batch_size=batch_size, workers=workers, device=device)))
-    start = fit(x, labels, classes, l2=l2, device=device)
+    strength = cross_validate(x, labels, classes, seed=seed, weights=weights, device=device).l2 if l2 is None else l2
+    start = fit(x, labels, classes, l2=strength, weights=weights, device=device)
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(start.weight))
         head.bias.copy_(torch.from_numpy(start.bias))
@@ -105,6 +109,7 @@ def finetune(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, per_epoch * epochs)
     seed = derive(seed, "finetune")
     truth = torch.as_tensor(labels, device=device)
+    counts = None if weights is None else torch.as_tensor(weights, dtype=torch.float32, device=device)
     picks = list(shuffled(range(len(labels)), batch_size, epochs, seed, drop_last=False))
     batches = load(held, picks, Jitter(image_size, MIN_CROP, flip), seed=seed, workers=workers)
     watching: AbstractContextManager[list[Tensor]] = teacher.watched.seen() if teacher else nullcontext([])
@@ -113,7 +118,7 @@ def finetune(
         for step, (batch, views) in enumerate(zip(picks, batches, strict=True), start=1):
             rows = torch.tensor([row for _, row in batch], device=device)
             logits = network(unit(views, device))
-            loss = cross_entropy(logits, truth[rows])
+            loss = cross_entropy(logits, truth[rows], counts)
             if teacher:
                 loss = loss + teacher.loss(stages, cross_entropy(logits.detach(), truth[rows], reduction="none"), (step - 1) // per_epoch + 1)
             optimizer.zero_grad()

@@ -26,7 +26,14 @@ class Linear:
 
 
 def fit(
-    features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], classes: int, *, l2: float, device: torch.device | None = None, tolerance: float = 1e-8
+    features: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.int64],
+    classes: int,
+    *,
+    l2: float,
+    weights: npt.NDArray[np.float64] | None = None,
+    device: torch.device | None = None,
+    tolerance: float = 1e-8,
 ) -> Linear:
     """The head that minimises mean NLL + l2 / 2 * ||W||^2, with W on features standardised over these examples, and the bias left free.
 
@@ -38,6 +45,7 @@ def fit(
         labels: (n,) in 0..classes-1.
         classes: how many there are, with or without examples.
         l2: strength of the ridge, above 0.
+        weights: (classes,) how much an example of each class counts in the mean, above 0; None: all alike.
         device: where to compute; None: CPU.
         tolerance: largest component of the gradient that counts as solved.
 
@@ -45,17 +53,20 @@ def fit(
         ValueError: no examples, features that are not finite, labels outside of the classes, or no convergence.
     """
     check(features, labels, classes, l2)
-    x = torch.as_tensor(np.asarray(features, np.float64), device=device)  # (n, D)
-    mean, spread = x.mean(0), deviations(x)
-    x = (x - mean) / spread
-    present, index = torch.unique(torch.as_tensor(np.asarray(labels, np.int64), device=device), return_inverse=True)  # ascending
-    w, b = solve(x, index, len(present), l2, tolerance)
-    unseen = torch.logsumexp(x @ w.T + b, 1).mean() - math.log(len(x) + classes)
-    weight = torch.zeros(classes, x.shape[1], dtype=torch.float64, device=device)
-    bias = unseen.repeat(classes)
-    weight[present] = w / spread
-    bias[present] = b - weight[present] @ mean
-    return Linear(weight.float().cpu().numpy(), bias.float().cpu().numpy())
+    standard = standardised(features, device)
+    examples = Examples.of(standard, labels, classes, weights)
+    return standard.head(examples, solve(examples, l2, tolerance))
+
+
+def balanced(labels: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.float64]:
+    """(classes,) weights of an example of each class, their sum 1, by which all classes with examples count alike: total / count, 1 without examples.
+
+    As in the code of Emam et al. 2021, which divides by the sum as here.
+    """
+    counts = np.bincount(labels, minlength=classes)
+    weights: npt.NDArray[np.float64] = np.where(counts > 0, len(labels) / np.maximum(counts, 1), 1.0)
+    weights /= weights.sum()
+    return weights
 
 
 def check(features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], classes: int, l2: float) -> None:
@@ -81,34 +92,94 @@ def deviations(x: Tensor) -> Tensor:
     return spread.clamp(min=floor) if floor > 0 else torch.ones_like(spread)
 
 
-def solve(x: Tensor, labels: Tensor, classes: int, l2: float, tolerance: float) -> tuple[Tensor, Tensor]:
-    """Weight (classes, D) and bias (classes,) by Newton's method, each step found by conjugate gradients and shortened where it would overshoot."""
-    x = torch.cat([x, x.new_ones(len(x), 1)], 1)  # (n, D + 1): the last column carries the bias
+@dataclass(frozen=True)
+class Standard:
+    """Features with mean 0 and standard deviation 1."""
+
+    x: Tensor  # (n, D + 1): the last column is 1 and carries the bias
+    mean: Tensor  # (D,)
+    spread: Tensor  # (D,)
+
+    def head(self, examples: Examples, w: Tensor) -> Linear:
+        """The head on features as they were given, from weights (present classes, D + 1) on standardised ones."""
+        weight = self.x.new_zeros(examples.classes, len(self.mean))
+        bias = examples.unseen(w).repeat(examples.classes)
+        weight[examples.present] = w[:, :-1] / self.spread
+        bias[examples.present] = w[:, -1] - weight[examples.present] @ self.mean
+        return Linear(weight.float().cpu().numpy(), bias.float().cpu().numpy())
+
+
+def standardised(features: npt.NDArray[np.float32], device: torch.device | None = None) -> Standard:
+    """Features (n, D) ready for `solve`."""
+    x = torch.ones(len(features), features.shape[1] + 1, dtype=torch.float64, device=device)
+    body = x[:, :-1]
+    body.copy_(torch.as_tensor(features))
+    mean, spread = body.mean(0), deviations(body)
+    body.sub_(mean).div_(spread)
+    return Standard(x, mean, spread)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A problem to solve: labelled rows of standardised features."""
+
+    x: Tensor  # (n, D + 1)
+    labels: Tensor  # (n,) index into the present classes
+    shares: Tensor  # (n,) of each example in the mean; their sum is 1
+    present: Tensor  # (c,) classes with examples, ascending
+    classes: int  # with or without examples
+
+    @classmethod
+    def of(
+        cls, standard: Standard, labels: npt.NDArray[np.int64], classes: int, weights: npt.NDArray[np.float64] | None, rows: Tensor | None = None
+    ) -> Examples:
+        """All rows, or some, with the labels (n,) of all."""
+        truth = torch.as_tensor(np.asarray(labels, np.int64), device=standard.x.device)
+        x, truth = (standard.x, truth) if rows is None else (standard.x[rows], truth[rows])
+        each = torch.ones(classes, dtype=x.dtype) if weights is None else torch.as_tensor(weights, dtype=x.dtype)
+        shares = each.to(x.device)[truth]
+        present, index = torch.unique(truth, return_inverse=True)
+        return cls(x, index, shares / shares.sum(), present, classes)
+
+    def start(self) -> Tensor:
+        """Weights (c, D + 1) of zero."""
+        return self.x.new_zeros(len(self.present), self.x.shape[1])
+
+    def unseen(self, w: Tensor) -> Tensor:
+        """Logit of a class without examples, beside those that w (c, D + 1) gives: about the probability 1 / (n + classes) at these examples."""
+        return torch.logsumexp(self.x @ w.T, 1).mean() - math.log(len(self.x) + self.classes)
+
+
+def solve(examples: Examples, l2: float, tolerance: float, start: Tensor | None = None) -> Tensor:
+    """Weights (c, D + 1), the last the bias, by Newton's method, each step found by conjugate gradients and shortened where it would overshoot."""
+    x, shares = examples.x, examples.shares[:, None]
     ridge = torch.full_like(x[0], l2)
     ridge[-1] = 0
-    target = one_hot(labels, classes).to(x)  # (n, classes)
-    w = x.new_zeros(classes, x.shape[1])
+    target = one_hot(examples.labels, len(examples.present)).to(x)  # (n, c)
+    w = examples.start() if start is None else start
     slope = math.inf
     for _ in range(NEWTON_STEPS):
-        p = (x @ w.T).softmax(1)  # (n, classes)
-        gradient = (p - target).T @ x / len(x) + ridge * w
+        p = (x @ w.T).softmax(1)  # (n, c)
+        gradient = (shares * (p - target)).T @ x + ridge * w
         slope = gradient.abs().max().item()
         if slope <= tolerance:
-            return w[:, :-1], w[:, -1] - w[:, -1].mean()
-        w = descend(w, newton_step(x, p, ridge, gradient), gradient, lambda w: cross_entropy(x @ w.T, labels) + (ridge * w.square()).sum() / 2)
+            return torch.cat([w[:, :-1], w[:, -1:] - w[:, -1:].mean()], 1)
+        step = newton_step(examples, p, ridge, gradient)
+        w = descend(w, step, gradient, lambda w: examples.shares @ cross_entropy(x @ w.T, examples.labels, reduction="none") + (ridge * w.square()).sum() / 2)
     raise ValueError(
         f"logistic regression has a gradient of {slope:.1e} after {NEWTON_STEPS} Newton steps, expected {tolerance:.0e}; raise retrain.l2 (now {l2})"
     )
 
 
-def newton_step(x: Tensor, p: Tensor, ridge: Tensor, gradient: Tensor) -> Tensor:
+def newton_step(examples: Examples, p: Tensor, ridge: Tensor, gradient: Tensor) -> Tensor:
     """-H^-1 gradient, by conjugate gradients that stop early while the gradient is large; H is never built."""
+    x, shares = examples.x, examples.shares[:, None]
 
     def curvature(v: Tensor) -> Tensor:
-        q = x @ v.T  # (n, classes)
-        return (p * (q - (p * q).sum(1, keepdim=True))).T @ x / len(x) + ridge * v
+        q = x @ v.T  # (n, c)
+        return (shares * p * (q - (p * q).sum(1, keepdim=True))).T @ x + ridge * v
 
-    scale = (p * (1 - p)).mean(0)[:, None] + ridge + EPSILON  # about H's diagonal, as the columns of x have variance 1
+    scale = (shares * p * (1 - p)).sum(0)[:, None] + ridge + EPSILON  # about H's diagonal, as the columns of x have variance 1
     step, residual = torch.zeros_like(gradient), -gradient
     direction = residual / scale
     size = first = (residual * direction).sum().item()

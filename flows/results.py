@@ -127,16 +127,15 @@ def import_labels(this: Round) -> None:
     table("import-labels-rejects", rejects.table.slice(0, ROWS).to_pylist(), f"{this.name}: answers that did not become labels", len(rejects))
 
 
+METRICS = {"control_accuracy": "previous model on the control arm", "top5": "top-5 accuracy", "nll": "nll (nats)", "ece_uncalibrated": "ece before calibration"}
+
+
 def retrain(this: Round) -> None:
     """How good the new model is."""
     metrics = Metrics.load(this.file(Metrics.file))
     rows = [
-        {"metric": "accuracy", **bounds(metrics.accuracy)},
-        {"metric": "previous model on the control arm", **bounds(metrics.control_accuracy)},
-        *[
-            {"metric": name, "value": number}
-            for name, number in (("nll (nats)", metrics.nll), ("ece", metrics.ece), ("train accuracy", metrics.train_accuracy))
-        ],
+        *[{"metric": METRICS.get(name, name.replace("_", " ")), **bounds(getattr(metrics, name))} for name in Metrics.estimates()],
+        {"metric": "train accuracy", "value": metrics.train_accuracy},
         *[{"metric": f"recall of {name}", **bounds(estimate)} for name, estimate in metrics.recall.items()],
     ]
     accuracy = f"accuracy {metrics.accuracy.value:.3f}" if metrics.accuracy else "no test images"
@@ -170,7 +169,7 @@ def markdown(key: str, text: str) -> None:
 
 
 def bounds(estimate: Estimate | None) -> dict[str, Cell]:
-    """A proportion with its interval, rounded for the eye; nothing where it could not be measured."""
+    """A figure with its interval, rounded for the eye; nothing where it could not be measured."""
     return {name: round(value, 4) for name, value in estimate.model_dump().items()} if estimate else {"value": None}
 
 

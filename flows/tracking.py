@@ -264,14 +264,14 @@ def curve(workspace: Workspace, this: Round, model: str) -> list[Metric]:
 
 def figures(metrics: Metrics) -> dict[str, float]:
     """The round's figures under names that never change; those that could not be measured are left out."""
-    numbers: dict[str, float | None] = {"labels": metrics.labels, "train_accuracy": metrics.train_accuracy, "nll": metrics.nll, "ece": metrics.ece}
-    for name, estimate in (("accuracy", metrics.accuracy), ("control_accuracy", metrics.control_accuracy)):
-        numbers |= interval(name, estimate)
+    numbers: dict[str, float | None] = {name: getattr(metrics, name) for name in ("labels", "train_accuracy", "temperature", "l2")}
+    for name in Metrics.estimates():
+        numbers |= interval(name, getattr(metrics, name))
     return {name: float(number) for name, number in numbers.items() if number is not None}
 
 
 def interval(name: str, estimate: Estimate | None) -> dict[str, float | None]:
-    """A proportion and both ends of its interval."""
+    """A figure and both ends of its interval."""
     return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high} if estimate else {}
 
 

@@ -318,7 +318,7 @@ class ImportReport(Record):
 
 
 class Estimate(BaseModel):
-    """A proportion with its 95% Wilson interval."""
+    """A figure with its 95% interval: Wilson's of a proportion, else the bootstrap's."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     value: float
@@ -335,10 +335,23 @@ class Metrics(Record):
     labels: int  # train labels the model saw
     accuracy: Estimate | None  # of this round's model on the test split; null without one
     control_accuracy: Estimate | None  # of the previous model on this round's control arm, predicted before its labels were known
-    nll: float | None  # mean negative log-likelihood on the test split, nats; lower is better
-    ece: float | None  # expected calibration error on the test split, 15 equal bins, 0 to 1; lower is better
+    top5: Estimate | None = None  # share of the test split whose class is among the 5 most probable; null up to 5 classes
+    balanced_accuracy: Estimate | None = None  # mean recall over classes, on the test split
+    macro_f1: Estimate | None = None  # mean F1 over classes, on the test split
+    auc: Estimate | None = None  # area under the ROC curve on the test split; null but for two classes, both in it
+    nll: Estimate | None  # mean negative log-likelihood on the test split, nats; lower is better
+    brier: Estimate | None = None  # Brier score on the test split, 0 to 2; lower is better
+    ece: Estimate | None  # expected calibration error on the test split, 15 equal bins, 0 to 1; lower is better
+    ece_uncalibrated: Estimate | None = None  # the same before temperature scaling
+    temperature: float | None = None  # that labels held out of training asked for; null where there were none: nothing is scaled
+    l2: float | None = None  # strength of the ridge, as chosen or given; null where the head is no logistic regression
     recall: dict[str, Estimate | None]  # per class on the test split; null where the test split has none of it
     train_accuracy: float
+
+    @classmethod
+    def estimates(cls) -> list[str]:
+        """Names of the figures that have an interval."""
+        return [name for name, field in cls.model_fields.items() if field.annotation == Estimate | None]
 
 
 class Line(BaseModel):

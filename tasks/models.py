@@ -26,11 +26,15 @@ Array = npt.NDArray[np.generic]
 
 @dataclass(frozen=True)
 class Head:
-    """Linear classifier on embeddings: logits = embeddings @ weight.T + bias."""
+    """Linear classifier on embeddings: logits = embeddings @ weight.T + bias.
+
+    Weight and bias are divided by the temperature already, so that whoever takes the softmax, here or in a method, has calibrated probabilities.
+    """
 
     weight: npt.NDArray[np.float32]  # (classes, d)
     bias: npt.NDArray[np.float32]  # (classes,)
     classes: list[str]
+    temperature: float = 1.0  # that held-out labels asked for; 1: as trained
 
     def logits(self, embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """(n, d) to (n, classes)."""
@@ -133,7 +137,7 @@ class Model(Artifact):
             with safe_open(path, framework="numpy") as file:
                 about = json.loads(file.metadata()["rondo"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            head = Head(tensors.pop("head.weight"), tensors.pop("head.bias"), about["classes"]) if "classes" in about else None
+            head = Head(tensors.pop("head.weight"), tensors.pop("head.bias"), about["classes"], about.get("temperature", 1.0)) if "classes" in about else None
             members = Members(tensors.pop("members.weight"), tensors.pop("members.bias")) if "members.weight" in tensors else None
             loss = {name.removeprefix("loss."): tensors.pop(name) for name in sorted(tensors) if name.startswith("loss.")}
             return cls(about["encoder"], about["stem"], about["image_size"], tensors, head, members, loss or None)
@@ -144,7 +148,7 @@ class Model(Artifact):
         about: dict[str, object] = {"encoder": self.encoder, "stem": self.stem, "image_size": self.image_size}
         tensors = dict(self.weights)
         if self.head:
-            about["classes"] = self.head.classes
+            about |= {"classes": self.head.classes, "temperature": self.head.temperature}
             tensors |= {"head.weight": self.head.weight, "head.bias": self.head.bias}
         if self.members:
             tensors |= {"members.weight": self.members.weight, "members.bias": self.members.bias}

@@ -18,6 +18,9 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 
 
+UNION = ("literal['auto']", "constrained-float")  # what pydantic appends to the place of a knob that is auto or a number
+
+
 class Section(BaseModel):
     """Strict and frozen: an unknown key or a wrong type is an error, never a guess."""
 
@@ -156,7 +159,12 @@ class Retrain(Section):
     """The classifier of the round, always from the pool's encoder."""
 
     mode: Literal["linear", "finetune"] = Field("linear", description="linear: logistic regression on frozen embeddings; finetune: all weights")
-    l2: Annotated[float, Field(gt=0)] = Field(0.001, description="strength of the ridge on the head's weights, per example (finetune: at its start)")
+    l2: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
+        0.001, description="strength of the ridge on the head's weights, per example (finetune: at its start); auto: by cross-validation on the labels"
+    )
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="none: every label counts alike; balanced: every class does, however few labels it has"
+    )
     ensemble: Annotated[int, Field(ge=2)] | None = Field(
         None, description="linear: so many more heads, on examples drawn anew, that stand for passes with dropout (mc_probs); null: none"
     )
@@ -237,7 +245,8 @@ class UniqueKeys(yaml.SafeLoader):
 
 
 def explain(model: type[BaseModel], error: ValidationError) -> Iterator[str]:
-    """One line a problem: where, what was got, what is expected, what to do."""
+    """One line a problem: where, what was got, what is expected, what to do. What each kind that a knob may be of expects is joined by *or*."""
+    wrong: dict[str, tuple[Any, list[str]]] = {}
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
@@ -247,7 +256,10 @@ def explain(model: type[BaseModel], error: ValidationError) -> Iterator[str]:
             hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
             yield f"unknown key {where!r}; {hint}"
         else:
-            yield f"{where} is {problem['input']!r}; {problem['msg'][0].lower()}{problem['msg'][1:]}"
+            where = ".".join(str(part) for part in problem["loc"] if part not in UNION)
+            wrong.setdefault(where, (problem["input"], []))[1].append(problem["msg"][0].lower() + problem["msg"][1:])
+    for where, (got, expected) in wrong.items():
+        yield f"{where} is {got!r}; {' or '.join(expected)}"
 
 
 def section(model: type[BaseModel], path: list[int | str]) -> type[BaseModel]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +23,7 @@ from tasks.progress import line, say
 from tasks.signals import Signals
 from tasks.stage import Run, stage
 
+TOP = 5
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
@@ -51,13 +53,41 @@ def retrain(
     """Train the round's classifier on all labels known, and measure it."""
     signals.check(manifest)
     classes = run.params.classes or []
-    train, test = (examples(labels, manifest, classes, split) for split in ("train", "test"))
+    train, validation, test = (examples(labels, manifest, classes, split) for split in ("train", "validation", "test"))
     if len(train.rows) == 0:
         raise AnswersError("no train image has a label yet; answers that say 'cannot be labelled' train nothing: open a round with other picks")
     images = images_for("retrain", encoder.image_size, manifest, shards, pack)
-    model, logits = (linear if params.mode == "linear" else finetuned)(train, images, encoder, signals, classes, params, run)
-    metrics = measure(logits, train, test, classes, control(selection, labels))
-    return Retrained(model, metrics, predictions(logits, manifest, classes), plots(logits, test, classes, run))
+    trained = (linear if params.mode == "linear" else finetuned)(train, images, encoder, signals, classes, params, run)
+    trained = trained.calibrated(suiting(trained, validation))
+    metrics = measure(trained, train, test, classes, control(selection, labels), run)
+    return Retrained(trained.model, metrics, predictions(trained.logits, manifest, classes), plots(trained.logits, test, classes, run))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model and what it makes of the pool."""
+
+    model: Model
+    logits: Floats  # (n, classes) of the whole pool
+    l2: float | None  # strength of the ridge; None where the head is no logistic regression
+    temperature: float | None  # that suits labels held out of training best; None where there are none
+
+    def calibrated(self, temperature: float | None) -> Trained:
+        """At a temperature; as it is where that is unknown."""
+        head, divisor = self.model.head, np.float32(temperature or 1)
+        assert head is not None
+        scaled = Head(head.weight / divisor, head.bias / divisor, head.classes, float(divisor))
+        members = self.model.members and Members(self.model.members.weight / divisor, self.model.members.bias / divisor)
+        return Trained(replace(self.model, head=scaled, members=members), self.logits / divisor, self.l2, temperature)
+
+
+def suiting(trained: Trained, validation: Examples) -> float | None:
+    """The temperature that labels held out of training ask for: the validation split's, else out-of-fold; never the test split's."""
+    if len(validation.rows) == 0:
+        return trained.temperature
+    from al_core.calibration import temperature
+
+    return temperature(trained.logits[validation.rows], validation.classes)
 
 
 def examples(labels: Labels, manifest: Manifest, classes: list[str], split: str) -> Examples:
@@ -68,37 +98,46 @@ def examples(labels: Labels, manifest: Manifest, classes: list[str], split: str)
     return Examples(rows, index[rows].astype(np.int64))
 
 
-def linear(
-    train: Examples, images: Images | RawImages, encoder: PoolEncoder, signals: Signals, classes: list[str], params: Retrain, run: Run
-) -> tuple[Model, Floats]:
-    """Logistic regression on the encoder's embeddings: the model, and (n, classes) logits of the whole pool."""
+def linear(train: Examples, images: Images | RawImages, encoder: PoolEncoder, signals: Signals, classes: list[str], params: Retrain, run: Run) -> Trained:
+    """Logistic regression on the encoder's embeddings."""
+    from al_core.cross_validation import STRENGTHS, cross_validate
     from al_core.linear import fit
+    from al_core.seeds import derive
 
     embeddings: Floats
     if signals.encoder() == encoder.digest():
         embeddings = signals.array("embeddings")
     else:  # the round looked with a finetuned encoder; this mode starts from the pool's
         embeddings = np.concatenate(list(features("retrain", images, encoder, params.batch_size, params.workers)))
-    solved = fit(embeddings[train.rows], train.classes, len(classes), l2=params.l2)
+    x, weights = embeddings[train.rows], weights_of(train, classes, params)
+    strengths = STRENGTHS if params.l2 == "auto" else (params.l2,)
+    held_out = cross_validate(x, train.classes, len(classes), seed=derive(run.seed, run.round, "retrain"), strengths=strengths, weights=weights)
+    solved = fit(x, train.classes, len(classes), l2=held_out.l2, weights=weights)
     head = Head(solved.weight, solved.bias, classes)
-    members = ensemble(embeddings[train.rows], train.classes, len(classes), params, run) if params.ensemble else None
-    return encoder.classifier(head, members), head.logits(embeddings)
+    temperature = held_out.temperature if len(held_out.rows) else None
+    members = ensemble(x, train.classes, len(classes), held_out.l2, params, run) if params.ensemble else None
+    return Trained(encoder.classifier(head, members), head.logits(embeddings), held_out.l2, temperature)
 
 
-def ensemble(embeddings: Floats, labels: Rows, classes: int, params: Retrain, run: Run) -> Members:
+def ensemble(embeddings: Floats, labels: Rows, classes: int, l2: float, params: Retrain, run: Run) -> Members:
     """Heads on examples drawn anew."""
     from al_core.ensemble import linear_ensemble
     from al_core.seeds import derive
 
     assert params.ensemble is not None
     seed = derive(run.seed, run.round, "retrain")
-    return Members(*linear_ensemble(embeddings, labels, classes, members=params.ensemble, l2=params.l2, seed=seed))
+    return Members(*linear_ensemble(embeddings, labels, classes, members=params.ensemble, l2=l2, seed=seed))
 
 
-def finetuned(
-    train: Examples, images: Images | RawImages, encoder: PoolEncoder, signals: Signals, classes: list[str], params: Retrain, run: Run
-) -> tuple[Model, Floats]:
-    """All weights trained on the labelled images: the model, and (n, classes) logits of the whole pool."""
+def weights_of(train: Examples, classes: list[str], params: Retrain) -> npt.NDArray[np.float64] | None:
+    """How much a label of each class counts; None: all alike."""
+    from al_core.linear import balanced
+
+    return balanced(train.classes, len(classes)) if params.class_weights == "balanced" else None
+
+
+def finetuned(train: Examples, images: Images | RawImages, encoder: PoolEncoder, signals: Signals, classes: list[str], params: Retrain, run: Run) -> Trained:
+    """All weights trained on the labelled images."""
     from al_core.devices import best_device
     from al_core.finetune import finetune
     from al_core.seeds import derive
@@ -113,7 +152,8 @@ def finetuned(
         epochs=params.epochs,
         batch_size=params.batch_size,
         learning_rate=params.learning_rate,
-        l2=params.l2,
+        l2=None if params.l2 == "auto" else params.l2,
+        weights=weights_of(train, classes, params),
         flip=params.flip,
         loss_prediction=loss_recipe(params.loss_prediction),
         seed=derive(run.seed, run.round, "retrain"),
@@ -126,7 +166,7 @@ def finetuned(
         model = replace(model, loss={name: value.cpu().numpy() for name, value in tuned.loss_prediction.state_dict().items()})
     assert model.head is not None
     batches = features("retrain", images, model, params.batch_size, params.workers)
-    return model, np.concatenate([model.head.logits(batch) for batch in batches])
+    return Trained(model, np.concatenate([model.head.logits(batch) for batch in batches]), None, None)
 
 
 def control(selection: Selection, labels: Labels) -> tuple[int, int] | None:
@@ -135,21 +175,47 @@ def control(selection: Selection, labels: Labels) -> tuple[int, int] | None:
     return (int((frame["prediction"] == frame["label"]).sum()), len(frame)) if len(frame) else None
 
 
-def measure(logits: Floats, train: Examples, test: Examples, classes: list[str], on_control: tuple[int, int] | None) -> Metrics:
-    """The round's figures."""
+def measure(trained: Trained, train: Examples, test: Examples, classes: list[str], on_control: tuple[int, int] | None, run: Run) -> Metrics:
+    """The round's figures, of the calibrated model."""
+    logits = trained.logits
     predicted = logits.argmax(axis=1)
     right = predicted[test.rows] == test.classes
     of_class = [right[test.classes == index] for index in range(len(classes))]
-    some = len(test.rows) > 0
     return Metrics(
         labels=len(train.rows),
         accuracy=estimate(int(right.sum()), len(right)),
         control_accuracy=estimate(*on_control) if on_control else None,
-        nll=metrics.nll(logits[test.rows], test.classes) if some else None,
-        ece=metrics.ece(logits[test.rows], test.classes) if some else None,
+        **resampled(logits[test.rows], trained.temperature, test, run),
+        temperature=trained.temperature,
+        l2=trained.l2,
         recall={name: estimate(int(hits.sum()), len(hits)) for name, hits in zip(classes, of_class, strict=True)},
         train_accuracy=float((predicted[train.rows] == train.classes).mean()),
     )
+
+
+def resampled(logits: Floats, temperature: float | None, test: Examples, run: Run) -> dict[str, Estimate | None]:
+    """What is measured on the test split, with intervals; logits (n, classes) of its images."""
+    from al_core.seeds import generator
+
+    predicted, truth, uncalibrated = logits.argmax(axis=1), test.classes, logits * np.float32(temperature or 1)
+    measures: dict[str, Callable[[Rows], float]] = {
+        "balanced_accuracy": lambda rows: metrics.balanced_accuracy(predicted[rows], truth[rows]),
+        "macro_f1": lambda rows: metrics.macro_f1(predicted[rows], truth[rows]),
+        "nll": lambda rows: metrics.nll(logits[rows], truth[rows]),
+        "brier": lambda rows: metrics.brier(logits[rows], truth[rows]),
+        "ece": lambda rows: metrics.ece(logits[rows], truth[rows]),
+        "ece_uncalibrated": lambda rows: metrics.ece(uncalibrated[rows], truth[rows]),
+    }
+    if logits.shape[1] == 2 and len(np.unique(truth)) == 2:
+        measures["auc"] = lambda rows: metrics.auc(logits[rows], truth[rows])
+    found: dict[str, Estimate | None] = dict.fromkeys(measures)
+    if len(truth):
+        for name, measure in measures.items():
+            figure = metrics.bootstrap(measure, len(truth), generator(run.seed, run.round, "retrain", "bootstrap"))
+            found[name] = Estimate(**figure._asdict(), n=len(truth))
+    if logits.shape[1] > TOP:
+        found["top5"] = estimate(int(metrics.among_top(logits, truth, TOP).sum()), len(truth)) if len(truth) else None
+    return found
 
 
 def estimate(right: int, total: int) -> Estimate | None:

@@ -90,7 +90,8 @@ def figures(metrics: Metrics) -> Html:
     cells: list[tuple[Child, str | None]] = [
         ("train labels the model has seen", f"{metrics.labels:,}"),
         ("accuracy on these labels", f"{metrics.train_accuracy:.1%}"),
-        ("negative log-likelihood on test, nats; lower is better", None if metrics.nll is None else f"{metrics.nll:.3f}"),
-        ("calibration error on test; lower is better", None if metrics.ece is None else f"{metrics.ece:.1%}"),
+        ("balanced accuracy on test: mean of the classes' recall", None if metrics.balanced_accuracy is None else percent(metrics.balanced_accuracy, "%")),
+        ("negative log-likelihood on test, nats; lower is better", None if metrics.nll is None else f"{metrics.nll.value:.3f}"),
+        ("calibration error on test; lower is better", None if metrics.ece is None else percent(metrics.ece, "%")),
     ]
     return pairs([(name, value) for name, value in cells if value is not None], "figures")

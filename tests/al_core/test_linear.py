@@ -5,9 +5,10 @@ import numpy.typing as npt
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.class_weight import compute_class_weight
 
 from al_core import linear
-from al_core.linear import Linear, fit
+from al_core.linear import Linear, balanced, fit
 
 Floats = npt.NDArray[np.float64]
 
@@ -97,6 +98,25 @@ def test_constant_features_carry_no_weight_and_nearly_constant_ones_little() -> 
     assert (head.weight[:, -2] == 0).all()
     assert np.abs(head.weight[:, -1]).max() < 1e-3, "a unit in the last place of one image may not decide about another"
     np.testing.assert_allclose(head.weight[:, :-2], fit(features, labels, 4, l2=0.01).weight, rtol=1e-3, atol=1e-6)
+
+
+def test_weights_of_classes_are_scikit_learns() -> None:
+    features, labels = blobs()
+    labels = np.where((labels == 3) & (np.arange(90) % 4 > 0), 0, labels)  # class 3 is rare
+    weights = balanced(labels, 5)
+    each = compute_class_weight("balanced", classes=np.arange(4), y=labels)
+    np.testing.assert_allclose(weights[:4] / weights[0], each / each[0])
+    x = StandardScaler().fit_transform(features.astype(np.float64))
+    shares = weights[labels] / weights[labels].sum()
+    truth = LogisticRegression(C=1 / (len(labels) * 0.01), solver="newton-cholesky", tol=1e-8).fit(x, labels, sample_weight=shares * len(labels))
+    few = fit(features, labels, 4, l2=0.01, weights=weights[:4])
+    np.testing.assert_allclose(probabilities(few, features), truth.predict_proba(x), atol=2e-5)
+
+
+def test_balanced_weights_are_total_by_count_and_sum_to_one() -> None:
+    """Counts 6, 2 and none: 8/6, 8/2 and 1, as in the code of Emam et al., over their sum."""
+    found = balanced(np.array([0] * 6 + [1] * 2), 3)
+    np.testing.assert_allclose(found, np.array([8 / 6, 4, 1]) / (8 / 6 + 4 + 1))
 
 
 def test_twice_the_same_bytes() -> None:

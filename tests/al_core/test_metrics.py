@@ -2,9 +2,15 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+import torch
+from torchmetrics.functional.classification import binary_auroc, multiclass_accuracy, multiclass_calibration_error, multiclass_f1_score
 
-from al_core.metrics import ece, log_probabilities, nll, wilson
+from al_core.metrics import among_top, auc, balanced_accuracy, bootstrap, brier, ece, log_probabilities, macro_f1, nll, wilson
+
+Logits = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int64]
 
 
 @pytest.mark.parametrize(  # Newcombe 1998, Statistics in Medicine 17, table I, method 3
@@ -78,3 +84,64 @@ def test_errors_say_what_was_got(measure: Callable[..., float]) -> None:
         measure(np.zeros((5, 2)), labels)
     with pytest.raises(ValueError, match=r"got logits of shape \(5, 3\) with values that are not finite, expected \(n, classes\), finite"):
         measure(np.full((5, 3), np.nan), labels)
+
+
+# ---- beside torchmetrics, and intervals -------------------------------------------------------------------------------------
+
+
+def guesses(classes: int, n: int = 200) -> tuple[Logits, Rows]:
+    rng = np.random.default_rng(0)
+    labels = rng.choice(classes, n, p=np.arange(1, classes + 1) / np.arange(1, classes + 1).sum())
+    logits = np.round(8 * rng.normal(size=(n, classes)) + 6 * np.eye(classes)[labels]) / 4  # there are ties
+    return logits, labels
+
+
+def test_measures_of_classes_are_torchmetrics() -> None:
+    logits, labels = guesses(7)
+    scores, truth = torch.from_numpy(logits).softmax(1), torch.from_numpy(labels)
+    predicted = logits.argmax(1)
+    assert balanced_accuracy(predicted, labels) == pytest.approx(multiclass_accuracy(torch.from_numpy(predicted), truth, 7, average="macro").item())
+    assert macro_f1(predicted, labels) == pytest.approx(multiclass_f1_score(torch.from_numpy(predicted), truth, 7, average="macro").item())
+    assert ece(logits, labels) == pytest.approx(multiclass_calibration_error(scores, truth, 7, n_bins=15).item(), abs=1e-6)
+    untied = logits + np.random.default_rng(1).uniform(0, 1e-3, logits.shape)
+    expected = multiclass_accuracy(torch.from_numpy(untied).softmax(1), truth, 7, average="micro", top_k=5).item()
+    assert among_top(untied, labels, 5).mean() == pytest.approx(expected)
+
+
+def test_auc_is_torchmetrics() -> None:
+    logits, labels = guesses(2)
+    assert auc(logits, labels) == pytest.approx(binary_auroc(torch.from_numpy(logits[:, 1] - logits[:, 0]).sigmoid(), torch.from_numpy(labels)).item())
+    assert auc(np.zeros((4, 2)), np.array([0, 1, 1, 0])) == 0.5
+    assert math.isnan(auc(np.zeros((2, 2)), np.array([1, 1])))
+    with pytest.raises(ValueError, match="got 3 classes, expected 2"):
+        auc(np.zeros((2, 3)), np.array([1, 1]))
+
+
+def test_measures_of_a_split_without_some_classes() -> None:
+    """Labels 0 0 1, predictions 0 2 1 of 4 classes: recalls 1/2 and 1; F1 2/3, 1 and 0."""
+    predicted, labels = np.array([0, 2, 1]), np.array([0, 0, 1])
+    assert balanced_accuracy(predicted, labels) == pytest.approx(3 / 4)
+    assert macro_f1(predicted, labels) == pytest.approx((2 / 3 + 1 + 0) / 3)
+
+
+def test_brier_by_hand() -> None:
+    logits = np.log(np.array([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1]]))
+    assert brier(logits, np.array([0, 2])) == pytest.approx((0.25 + 0.09 + 0.04 + 0.01 + 0.64 + 0.81) / 2)
+
+
+def test_among_the_top_ties_go_to_the_lower_class() -> None:
+    logits = np.array([[1.0, 1.0, 0.0]] * 3)
+    for k in (1, 2, 3):
+        assert among_top(logits, np.array([0, 1, 2]), k).tolist() == [k >= 1, k >= 2, k >= 3]
+
+
+def test_the_bootstraps_interval_of_a_mean_is_the_normal_one() -> None:
+    values = np.random.default_rng(0).exponential(size=400)
+    found = bootstrap(lambda rows: float(values[rows].mean()), 400, np.random.default_rng(1))
+    half = 1.96 * values.std() / 20
+    assert found.value == values.mean()
+    assert found.low == pytest.approx(values.mean() - half, abs=0.02)
+    assert found.high == pytest.approx(values.mean() + half, abs=0.02)
+    assert found == bootstrap(lambda rows: float(values[rows].mean()), 400, np.random.default_rng(1))
+    with pytest.raises(ValueError, match="got 0 images, expected at least 1"):
+        bootstrap(lambda rows: 0.0, 0, np.random.default_rng(1))

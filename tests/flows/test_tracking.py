@@ -128,7 +128,9 @@ def test_metrics_are_the_files_and_make_a_curve(tracked: Workspace) -> None:
     last, metrics = files[1], found.data.metrics
     assert metrics["labels"] == last["labels"] == 24
     assert (metrics["accuracy_low"], metrics["accuracy_high"]) == (last["accuracy"]["low"], last["accuracy"]["high"])
-    assert (metrics["control_accuracy"], metrics["nll"], metrics["ece"]) == (last["control_accuracy"]["value"], last["nll"], last["ece"])
+    for name in ("control_accuracy", "balanced_accuracy", "macro_f1", "nll", "brier", "ece", "ece_uncalibrated"):
+        assert (metrics[name], metrics[f"{name}_low"]) == (last[name]["value"], last[name]["low"])
+    assert (metrics["temperature"], metrics["l2"]) == (last["temperature"], last["l2"])
     assert {name.removeprefix("recall/"): value for name, value in metrics.items() if name.startswith("recall/")} == {
         name: estimate["value"] for name, estimate in last["recall"].items()
     }

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
         ("a: [", "is not YAML"),
         ("acquire: {budget: 3}\nseed: 1\nacquire: {control: 0.5}", "'acquire' is written twice; put both into one\n  in \"<unicode string>\", line 3"),
         ("acquire: {budget: 3, budget: 4}", "'budget' is written twice"),
-        ("retrain: {l2: .inf}", "retrain.l2 is inf; input should be a finite number"),
+        ("retrain: {l2: .inf}", "retrain.l2 is inf; input should be 'auto' or input should be a finite number"),
         ("pretrain: {learning_rate: .nan}", "pretrain.learning_rate is nan; input should be a finite number"),
     ],
 )

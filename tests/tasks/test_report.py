@@ -218,8 +218,9 @@ class Fabric:
         recall = {c: wilson(right[test & (self.truth == c)]) for c in self.classes}
         some = bool(test.any())
         Metrics(
-            labels=len(train), accuracy=wilson(right[test]), control_accuracy=wilson(np.asarray(before, dtype=bool)), nll=0.4321 if some else None,
-            ece=0.0567 if some else None, recall=recall, train_accuracy=float(right[train].mean()),
+            labels=len(train), accuracy=wilson(right[test]), control_accuracy=wilson(np.asarray(before, dtype=bool)),
+            nll=Estimate(value=0.4321, low=0.4, high=0.5, n=9) if some else None,
+            ece=Estimate(value=0.0567, low=0.04, high=0.07, n=9) if some else None, recall=recall, train_accuracy=float(right[train].mean()),
         ).save(folder / "metrics.json")  # fmt: skip
         Predictions.of({"id": self.ids, "prediction": predictions, "confidence": confidences, "margin": confidences}).save(folder / "predictions.parquet")
 
