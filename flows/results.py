@@ -133,7 +133,7 @@ METRICS = {"control_accuracy": "previous model on the control arm", "top5": "top
 def retrain(this: Round) -> None:
     """How good the new model is."""
     metrics = Metrics.load(this.file(Metrics.file))
-    rows = [
+    rows: Rows = [
         *[{"metric": METRICS.get(name, name.replace("_", " ")), **bounds(getattr(metrics, name))} for name in Metrics.estimates()],
         {"metric": "train accuracy", "value": metrics.train_accuracy},
         *[{"metric": f"recall of {name}", **bounds(estimate)} for name, estimate in metrics.recall.items()],
