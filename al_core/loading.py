@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import signal
 import sys
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -146,7 +147,7 @@ def load(images: Images, batches: Iterable[list[Pick]], view: View, *, seed: int
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=as_it_is,
-        worker_init_fn=end_with_parent if workers else None,
+        worker_init_fn=begin if workers else None,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(0),  # else the loader draws from the global one
     )
@@ -207,10 +208,15 @@ def as_it_is(batch: object) -> object:
     return batch
 
 
-def end_with_parent(_: int) -> None:
-    """Ask Linux to kill this process when its parent dies; elsewhere torch's own watch ends it within seconds."""
+def begin(_: int) -> None:
+    """Tie a loader process to its parent's life, and not to what the parent would do at its end.
+
+    Linux is asked to kill it when its parent dies; elsewhere torch's own watch ends it within seconds. What the parent's threads have registered for
+    their end is forgotten: a fork inherits it, and where it fails there (Prefect's does), torch takes that for a loader that broke down.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    getattr(threading, "_threading_atexits", []).clear()
 
 
 # ---- many passes over the same images ------------------------------------------------------------------------------------

@@ -249,3 +249,24 @@ def test_workers_die_with_their_parent_at_once() -> None:
     while any(map(alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(alive, workers))
+
+
+def test_what_threads_of_the_parent_do_at_its_end_is_none_of_the_loaders() -> None:
+    """As Prefect does: work that only the parent's own threads can do, which fails in a fork."""
+    script = """
+import os, threading
+import numpy as np
+from al_core.loading import Resized, Square, Held, in_order, load
+
+mine = os.getpid()
+
+def last() -> None:
+    if os.getpid() != mine:
+        raise RuntimeError("not in a fork")
+
+threading._register_atexit(last)
+images = Resized(Held(np.zeros((6, 4, 4, 3), np.uint8)), 5)
+print(sum(len(batch) for batch in load(images, in_order(range(6), 2), Square(5), seed=0, workers=2)))
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (0, "6\n"), run.stderr
