@@ -155,10 +155,20 @@ class ImportLabels(Section):
     min_answered: Fraction = Field(1.0, description="share of the batch that must be answered before the round goes on")
 
 
+class Scratch(Section):
+    """Training from random weights."""
+
+    min_steps: Positive = Field(2000, description="epochs are added until it comes to so many steps: few labels make short epochs")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(0.002, description="peak of the cosine schedule (AdamW)")
+
+
 class Retrain(Section):
     """The classifier of the round, always from the pool's encoder."""
 
-    mode: Literal["linear", "finetune"] = Field("linear", description="linear: logistic regression on frozen embeddings; finetune: all weights")
+    mode: Literal["linear", "finetune", "scratch"] = Field(
+        "linear",
+        description="linear: logistic regression on frozen embeddings; finetune: all weights; scratch: all weights, from random ones, to compare with",
+    )
     l2: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
         0.001, description="strength of the ridge on the head's weights, per example (finetune: at its start); auto: by cross-validation on the labels"
     )
@@ -170,13 +180,14 @@ class Retrain(Section):
     )
     loss_prediction: dict[str, Any] | None = Field(
         None,
-        description="finetune: train a module beside that predicts losses, for methods that read predicted_loss, such as {weight: 1.0}, or {}; null: none",
+        description="finetune, scratch: train a module that predicts losses, for methods that read predicted_loss, such as {weight: 1.0}, or {}; null: none",
     )
-    epochs: Positive = Field(30, description="finetune: passes over the labelled images")
+    epochs: Positive = Field(30, description="finetune, scratch: passes over the labelled images")
     batch_size: Positive = Field(64, description="images a step, of training and of predicting")
-    flip: bool = Field(True, description="finetune: mirror left-right; false where it changes the meaning")
+    flip: bool = Field(True, description="finetune, scratch: mirror left-right; false where it changes the meaning")
     workers: Annotated[int, Field(ge=0)] = Field(2, description="loader processes; does not change the result")
     learning_rate: Annotated[float, Field(gt=0)] = Field(0.0005, description="finetune: peak of the cosine schedule (AdamW)")
+    scratch: Scratch = Field(Scratch(), description="how scratch trains")
 
 
 class Params(Section):

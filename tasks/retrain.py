@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ from tasks.signals import Signals
 from tasks.stage import Run, stage
 
 TOP = 5
+LINES = 30
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
@@ -57,7 +59,7 @@ def retrain(
     if len(train.rows) == 0:
         raise AnswersError("no train image has a label yet; answers that say 'cannot be labelled' train nothing: open a round with other picks")
     images = images_for("retrain", encoder.image_size, manifest, shards, pack)
-    trained = (linear if params.mode == "linear" else finetuned)(train, images, encoder, signals, classes, params, run)
+    trained = (linear if params.mode == "linear" else tuned)(train, images, encoder, signals, classes, params, run)
     trained = trained.calibrated(suiting(trained, validation))
     metrics = measure(trained, train, test, classes, control(selection, labels), run)
     return Retrained(trained.model, metrics, predictions(trained.logits, manifest, classes), plots(trained.logits, test, classes, run))
@@ -136,37 +138,51 @@ def weights_of(train: Examples, classes: list[str], params: Retrain) -> npt.NDAr
     return balanced(train.classes, len(classes)) if params.class_weights == "balanced" else None
 
 
-def finetuned(train: Examples, images: Images | RawImages, encoder: PoolEncoder, signals: Signals, classes: list[str], params: Retrain, run: Run) -> Trained:
-    """All weights trained on the labelled images."""
+def tuned(train: Examples, images: Images | RawImages, encoder: PoolEncoder, signals: Signals, classes: list[str], params: Retrain, run: Run) -> Trained:
+    """All weights trained on the labelled images, from the encoder's or from random ones."""
     from al_core.devices import best_device
     from al_core.finetune import finetune
+    from al_core.scratch import enough_epochs, scratch
     from al_core.seeds import derive
 
-    started = time.monotonic()
-    tuned = finetune(
+    if params.mode == "scratch":
+        epochs = enough_epochs(len(train.rows), params.batch_size, epochs=params.epochs, min_steps=params.scratch.min_steps)
+        fit = partial(scratch, epochs=epochs, learning_rate=params.scratch.learning_rate)
+    else:
+        epochs = params.epochs
+        fit = partial(finetune, epochs=epochs, learning_rate=params.learning_rate, l2=None if params.l2 == "auto" else params.l2)
+    result = fit(
         images.only(train.rows),
         train.classes,
         encoder.network(),
         classes=len(classes),
         image_size=encoder.image_size,
-        epochs=params.epochs,
         batch_size=params.batch_size,
-        learning_rate=params.learning_rate,
-        l2=None if params.l2 == "auto" else params.l2,
         weights=weights_of(train, classes, params),
         flip=params.flip,
         loss_prediction=loss_recipe(params.loss_prediction),
         seed=derive(run.seed, run.round, "retrain"),
         workers=params.workers,
         device=best_device(),
-        on_epoch=lambda epoch, loss, _: say(f"{line('retrain: epochs', epoch, params.epochs, time.monotonic() - started)}, loss {loss:.4f}"),
+        on_epoch=Epochs(epochs),
     )
-    model = Model.of(tuned.encoder, Head(tuned.head.weight, tuned.head.bias, classes))
-    if tuned.loss_prediction:
-        model = replace(model, loss={name: value.cpu().numpy() for name, value in tuned.loss_prediction.state_dict().items()})
+    model = Model.of(result.encoder, Head(result.head.weight, result.head.bias, classes))
+    if result.loss_prediction:
+        model = replace(model, loss={name: value.cpu().numpy() for name, value in result.loss_prediction.state_dict().items()})
     assert model.head is not None
     batches = features("retrain", images, model, params.batch_size, params.workers)
     return Trained(model, np.concatenate([model.head.logits(batch) for batch in batches]), None, None)
+
+
+class Epochs:
+    """Says how training goes, in at most `LINES` lines."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.started = total, time.monotonic()
+
+    def __call__(self, epoch: int, loss: float, rate: float) -> None:
+        if epoch * LINES // self.total > (epoch - 1) * LINES // self.total:
+            say(f"{line('retrain: epochs', epoch, self.total, time.monotonic() - self.started)}, loss {loss:.4f}")
 
 
 def control(selection: Selection, labels: Labels) -> tuple[int, int] | None:

@@ -143,7 +143,7 @@ def check_retrain(params: Retrain) -> None:
         raise ParamsError(f"retrain.ensemble is {params.ensemble}, but only heads of retrain.mode linear make one, and it is {params.mode}; set it to null")
     if params.loss_prediction is not None and params.mode == "linear":
         raise ParamsError(
-            "retrain.loss_prediction is trained together with an encoder, and retrain.mode linear trains none; take mode finetune, or set it to null"
+            "retrain.loss_prediction is trained together with an encoder, and retrain.mode linear trains none; take mode finetune or scratch, or set it to null"
         )
 
 

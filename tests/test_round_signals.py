@@ -134,5 +134,5 @@ def test_a_module_beside_a_head_alone_is_refused(finished: Workspace) -> None:
     with pytest.raises(ParamsError) as error:
         third_round(finished, retrain={"loss_prediction": {}, "workers": 0})
     assert str(error.value) == (
-        "retrain.loss_prediction is trained together with an encoder, and retrain.mode linear trains none; take mode finetune, or set it to null"
+        "retrain.loss_prediction is trained together with an encoder, and retrain.mode linear trains none; take mode finetune or scratch, or set it to null"
     )

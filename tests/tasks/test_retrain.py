@@ -44,3 +44,14 @@ def test_the_ridge_is_chosen_and_classes_are_balanced_where_asked(with_pool: Cal
     workspace = with_pool(retrain={"workers": 0, "l2": "auto", "class_weights": "balanced"})
     advance(workspace, max_rounds=1)
     assert figures(workspace, "r001").l2 not in (None, 0.001)
+
+
+def test_a_classifier_from_scratch(with_pool: Callable[..., Workspace]) -> None:
+    workspace = with_pool(retrain={"workers": 0, "mode": "scratch", "scratch": {"min_steps": 60}, "epochs": 1})
+    advance(workspace, max_rounds=1)
+    found, pool = figures(workspace, "r001"), Model.load(workspace.root / "pools" / "p001" / "encoder.safetensors")
+    model = Model.load(workspace.root / "rounds" / "r001" / "model.safetensors")
+    assert found.train_accuracy == 1
+    assert (model.encoder, model.image_size) == (pool.encoder, pool.image_size)
+    assert not any(np.array_equal(value, pool.weights[name]) for name, value in model.weights.items())
+    assert model.weights["body.1.num_batches_tracked"] == 60
