@@ -68,23 +68,25 @@ def finetune(
     seed: int,
     workers: int,
     device: torch.device,
+    head: Linear | None = None,
     l2: float | None = 1e-3,
     weights: npt.NDArray[np.float64] | None = None,
     flip: bool = False,
     loss_prediction: Recipe | None = None,
     on_epoch: OnEpoch = lambda epoch, loss, rate: None,
 ) -> Finetuned:
-    """All weights trained on the labels, from a copy of the encoder and a fresh linear head; the encoder given is left as it is.
+    """All weights trained on the labels, from copies of the encoder and of a linear head; what is given is left as it is.
 
-    The head starts as the logistic regression on the encoder's own features, since one that starts at random distorts them before it has learned
-    anything (Kumar et al. 2022, https://arxiv.org/abs/2202.10054). Then cross-entropy by AdamW, whose rate falls to 0 along a cosine. Batch norm
+    Without a head given it starts as the logistic regression on the encoder's own features, since one that starts at random distorts them before it has
+    learned anything (Kumar et al. 2022, https://arxiv.org/abs/2202.10054). Then cross-entropy by AdamW, whose rate falls to 0 along a cosine. Batch norm
     keeps the statistics of pretraining, as few labels give poor ones; its scales and shifts are trained.
 
     Args:
         images: the labelled images.
         labels: (n,) in 0..classes-1, one for each image.
         classes: how many there are, with or without examples.
-        l2: ridge of the head that training starts from, see `linear.fit`; None: by cross-validation.
+        head: what training starts from; None: the logistic regression.
+        l2: ridge of that regression, see `linear.fit`; None: by cross-validation.
         weights: (classes,) how much an example of each class counts in the loss, above 0; None: all alike.
         flip: mirror left-right half of the time.
         loss_prediction: train a module beside that predicts the loss of an image, so; None: none.
@@ -95,18 +97,16 @@ def finetune(
     """
     check(images, labels, classes)
     encoder = copy.deepcopy(encoder)
-    head: nn.Linear = nn.utils.skip_init(nn.Linear, encoder.dim, classes)  # type: ignore[no-untyped-call]
     held = resized(images, image_size, workers=workers)
-    x = np.concatenate(list(features(held, encoder, image_size=image_size, batch_size=batch_size, workers=workers, device=device)))
-    strength = cross_validate(x, labels, classes, seed=seed, weights=weights, device=device).l2 if l2 is None else l2
-    start = fit(x, labels, classes, l2=strength, weights=weights, device=device)
-    with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(start.weight))
-        head.bias.copy_(torch.from_numpy(start.bias))
-    nn.Sequential(encoder, head).to(device).eval()  # eval: of its layers only batch norm minds
+    if head is None:
+        x = np.concatenate(list(features(held, encoder, image_size=image_size, batch_size=batch_size, workers=workers, device=device)))
+        strength = cross_validate(x, labels, classes, seed=seed, weights=weights, device=device).l2 if l2 is None else l2
+        head = fit(x, labels, classes, l2=strength, weights=weights, device=device)
+    last = layer(head)
+    nn.Sequential(encoder, last).to(device).eval()  # eval: of its layers only batch norm and dropout mind
     return train(
         encoder,
-        head,
+        last,
         held,
         labels,
         image_size=image_size,
@@ -122,6 +122,15 @@ def finetune(
         loss_prediction=loss_prediction,
         on_epoch=on_epoch,
     )
+
+
+def layer(head: Linear) -> nn.Linear:
+    """The head as a layer with weights of its own."""
+    made: nn.Linear = nn.utils.skip_init(nn.Linear, head.weight.shape[1], head.weight.shape[0])  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        made.weight.copy_(torch.from_numpy(head.weight))
+        made.bias.copy_(torch.from_numpy(head.bias))
+    return made
 
 
 def train(

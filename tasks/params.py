@@ -163,11 +163,14 @@ class Scratch(Section):
 
 
 class Retrain(Section):
-    """The classifier of the round, always from the pool's encoder."""
+    """The classifier of the round."""
 
     mode: Literal["linear", "finetune", "scratch"] = Field(
         "linear",
         description="linear: logistic regression on frozen embeddings; finetune: all weights; scratch: all weights, from random ones, to compare with",
+    )
+    warm_start: bool = Field(
+        False, description="finetune: from the previous round's model, its head too, rather than from the pool's encoder; rounds then depend on their order"
     )
     l2: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
         0.001, description="strength of the ridge on the head's weights, per example (finetune: at its start); auto: by cross-validation on the labels"
@@ -207,6 +210,9 @@ class Params(Section):
     pool: str = Field("example/pool", description="folder of the pool")
     previous: str | None = Field("example/pool", description="folder of the round before (of the pool, for the first round; of the pool before, in a pool)")
     model: str = Field("example/pool/encoder.safetensors", description="what embed looks with: the previous round's model, or the pool's encoder")
+    start: str = Field(
+        "example/pool/encoder.safetensors", description="what retrain starts from: the pool's encoder, or the previous round's model (warm_start)"
+    )
     here: str = Field("example/round", description="folder of the round")
     answers: str = Field("example/pool/known.parquet", description="what the labellers returned; the oracle's are the source's own labels")
     code: str = Field("unfrozen", description="version of Rondo that the round was opened with; stages refuse to run under another")

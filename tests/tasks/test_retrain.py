@@ -1,14 +1,20 @@
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from al_core.metrics import log_probabilities
+from tasks import git, rounds
 from tasks.artifacts import Metrics, Predictions
-from tasks.models import Model
+from tasks.errors import ParamsError
+from tasks.models import Head, Model
+from tasks.params import render
+from tasks.retrain import start_head
 from tasks.signals import Signals
 from tasks.workspace import Workspace
-from tests.conftest import advance
+from tests.conftest import CLASSES, advance, params_for
 
 
 def figures(workspace: Workspace, name: str) -> Metrics:
@@ -55,3 +61,84 @@ def test_a_classifier_from_scratch(with_pool: Callable[..., Workspace]) -> None:
     assert (model.encoder, model.image_size) == (pool.encoder, pool.image_size)
     assert not any(np.array_equal(value, pool.weights[name]) for name, value in model.weights.items())
     assert model.weights["body.1.num_batches_tracked"] == 60
+
+
+# ---- from the previous round's model ---------------------------------------------------------------------------------------------
+
+
+def change(workspace: Workspace, **changes: object) -> None:
+    """Give the next round other params."""
+    params = params_for(Path(workspace.params.ingest.source), **{"programme": {"budget": 100}, **changes})
+    (workspace.root / "params.yaml").write_text(render(params), "utf-8")
+    git.commit(workspace.root, ["params.yaml"], "Change params")
+
+
+def test_a_warm_start_goes_on_from_the_model_before(finished: Workspace) -> None:
+    training = {"mode": "finetune", "epochs": 1, "workers": 0}
+    change(finished, retrain=training)
+    advance(finished, max_rounds=1)
+    change(finished, retrain=training | {"warm_start": True, "learning_rate": 1e-12})
+    advance(finished, max_rounds=1)
+    params = finished.find_round("r004").params
+    assert params.start == params.model == "../r003/model.safetensors"
+    assert finished.find_round("r003").params.start == "../../pools/p001/encoder.safetensors"
+    before, after = (Model.load(finished.root / "rounds" / name / "model.safetensors") for name in ("r003", "r004"))
+    for name, value in before.weights.items():
+        np.testing.assert_allclose(after.weights[name], value, atol=1e-9)
+    assert before.head and after.head
+    assert before.digest() != Model.load(finished.root / "pools" / "p001" / "encoder.safetensors").digest()
+    np.testing.assert_allclose(after.head.weight * after.head.temperature, before.head.weight * before.head.temperature, rtol=1e-5, atol=1e-8)
+
+
+def refusal(workspace: Workspace, **changes: object) -> str:
+    """Why the next round is not opened."""
+    change(workspace, **changes)
+    with pytest.raises(ParamsError) as error:
+        rounds.open_round(workspace)
+    return str(error.value)
+
+
+WARM = {"mode": "finetune", "warm_start": True, "workers": 0}
+
+
+def test_a_warm_start_without_a_model_is_refused(with_pool: Callable[..., Workspace]) -> None:
+    assert refusal(with_pool(), retrain=WARM) == (
+        "retrain.warm_start is true, but before the first round there is no model to start from; set it to false for this round"
+    )
+
+
+def test_a_warm_start_from_another_classifier_is_refused(finished: Workspace) -> None:
+    assert refusal(finished, retrain=WARM | {"mode": "scratch"}) == (
+        "retrain.warm_start is true, but only retrain.mode finetune starts from a model, and it is scratch; set it to false"
+    )
+    assert refusal(finished, retrain=WARM, classes=[*CLASSES, "none"]) == (
+        f"retrain.warm_start is true, but the model of r002 knows the classes {CLASSES} and this round has {[*CLASSES, 'none']}; set it to false for this round"
+    )
+    last, pool = finished.find_round("r002"), finished.find_round("p001")
+    shutil.copytree(pool.path, finished.root / "pools" / "p002")
+    text = (pool.path / "params.yaml").read_text("utf-8").replace("image_size: 8", "image_size: 16")
+    (finished.root / "pools" / "p002" / "params.yaml").write_text(text, "utf-8")
+    rounds.check_warm_start(CLASSES, last, pool)
+    with pytest.raises(ParamsError) as error:
+        rounds.check_warm_start(CLASSES, last, finished.find_round("p002"))
+    assert str(error.value) == (
+        "retrain.warm_start is true, but the model of r002 is small at 8 px with the standard stem and the encoder of p002 is small at 16 px "
+        "with the standard stem; set it to false for this round"
+    )
+
+
+def test_a_stage_that_finds_no_head_to_go_on_from_says_so() -> None:
+    """As `dvc repro` with the workspace's own params would, which no opening checks."""
+    encoder = Model("small", "standard", 8, {})
+    with pytest.raises(ParamsError) as error:
+        start_head(encoder, CLASSES)
+    assert str(error.value) == ("retrain.warm_start is true, but what training starts from is an encoder without a classifier; set it to false for this round")
+    ones = np.ones((2, 3), np.float32)
+    with pytest.raises(ParamsError) as error:
+        start_head(encoder.classifier(Head(ones, ones[:, 0], ["a", "b"])), CLASSES)
+    assert str(error.value) == (
+        f"retrain.warm_start is true, but the model that training starts from knows the classes ['a', 'b'] and this round has {CLASSES}; "
+        "set it to false for this round"
+    )
+    warm = start_head(encoder.classifier(Head(ones, ones[:, 0], CLASSES, temperature=2.0)), CLASSES)
+    assert (warm.weight == 2).all() and (warm.bias == 2).all()
