@@ -102,7 +102,7 @@ def finetune(
         x = np.concatenate(list(features(held, encoder, image_size=image_size, batch_size=batch_size, workers=workers, device=device)))
         strength = cross_validate(x, labels, classes, seed=seed, weights=weights, device=device).l2 if l2 is None else l2
         head = fit(x, labels, classes, l2=strength, weights=weights, device=device)
-    last = layer(head)
+    last = head.layer()
     nn.Sequential(encoder, last).to(device).eval()  # eval: of its layers only batch norm and dropout mind
     return train(
         encoder,
@@ -122,15 +122,6 @@ def finetune(
         loss_prediction=loss_prediction,
         on_epoch=on_epoch,
     )
-
-
-def layer(head: Linear) -> nn.Linear:
-    """The head as a layer with weights of its own."""
-    made: nn.Linear = nn.utils.skip_init(nn.Linear, head.weight.shape[1], head.weight.shape[0])  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        made.weight.copy_(torch.from_numpy(head.weight))
-        made.bias.copy_(torch.from_numpy(head.bias))
-    return made
 
 
 def train(

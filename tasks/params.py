@@ -162,12 +162,26 @@ class Scratch(Section):
     learning_rate: Annotated[float, Field(gt=0)] = Field(0.002, description="peak of the cosine schedule (AdamW)")
 
 
+class Sgd(Section):
+    """A linear head by SGD, as Emam et al. 2021 train it."""
+
+    epochs: Positive = Field(60, description="passes over the embeddings")
+    batch_size: Positive = Field(128, description="examples a step")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(15.0, description="of the first epochs; 15 is for features of MoCo v2 and tens of thousands of labels")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="share of the last step that is kept")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0001, description="of weight and bias")
+    step_epochs: Positive = Field(20, description="after so many epochs, and again, the rate is multiplied by step_factor")
+    step_factor: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="see step_epochs")
+    start: Annotated[float, Field(ge=0)] = Field(0.001, description="standard deviation of the weights at the start")
+
+
 class Retrain(Section):
     """The classifier of the round."""
 
-    mode: Literal["linear", "finetune", "scratch"] = Field(
+    mode: Literal["linear", "linear-sgd", "finetune", "scratch"] = Field(
         "linear",
-        description="linear: logistic regression on frozen embeddings; finetune: all weights; scratch: all weights, from random ones, to compare with",
+        description="linear: logistic regression on frozen embeddings; linear-sgd: the same by Emam et al.'s recipe; finetune: all weights; "
+        "scratch: all weights, from random ones",
     )
     warm_start: bool = Field(
         False, description="finetune: from the previous round's model, its head too, rather than from the pool's encoder; rounds then depend on their order"
@@ -191,6 +205,7 @@ class Retrain(Section):
     workers: Annotated[int, Field(ge=0)] = Field(2, description="loader processes; does not change the result")
     learning_rate: Annotated[float, Field(gt=0)] = Field(0.0005, description="finetune: peak of the cosine schedule (AdamW)")
     scratch: Scratch = Field(Scratch(), description="how scratch trains")
+    sgd: Sgd = Field(Sgd(), description="how linear-sgd trains")
 
 
 class Params(Section):

@@ -64,7 +64,7 @@ def retrain(
     if len(train.rows) == 0:
         raise AnswersError("no train image has a label yet; answers that say 'cannot be labelled' train nothing: open a round with other picks")
     images = images_for("retrain", start.image_size, manifest, shards, pack)
-    trained = (linear if params.mode == "linear" else tuned)(train, images, start, signals, classes, params, run)
+    trained = MODES[params.mode](train, images, start, signals, classes, params, run)
     trained = trained.calibrated(suiting(trained, validation))
     metrics = measure(trained, train, test, classes, control(selection, labels), run)
     return Retrained(trained.model, metrics, predictions(trained.logits, manifest, classes), plots(trained.logits, test, classes, run))
@@ -111,11 +111,7 @@ def linear(train: Examples, images: Images | RawImages, encoder: Model, signals:
     from al_core.linear import fit
     from al_core.seeds import derive
 
-    embeddings: Floats
-    if signals.encoder() == encoder.digest():
-        embeddings = signals.array("embeddings")
-    else:  # the round looked with a finetuned encoder; this mode starts from the pool's
-        embeddings = np.concatenate(list(features("retrain", images, encoder, params.batch_size, params.workers)))
+    embeddings = seen(images, encoder, signals, params)
     x, weights = embeddings[train.rows], weights_of(train, classes, params)
     strengths = STRENGTHS if params.l2 == "auto" else (params.l2,)
     held_out = cross_validate(x, train.classes, len(classes), seed=derive(run.seed, run.round, "retrain"), strengths=strengths, weights=weights)
@@ -124,6 +120,27 @@ def linear(train: Examples, images: Images | RawImages, encoder: Model, signals:
     temperature = held_out.temperature if len(held_out.rows) else None
     members = ensemble(x, train.classes, len(classes), held_out.l2, weights, params, run) if params.ensemble else None
     return Trained(encoder.classifier(head, members), head.logits(embeddings), held_out.l2, temperature)
+
+
+def linear_sgd(train: Examples, images: Images | RawImages, encoder: Model, signals: Signals, classes: list[str], params: Retrain, run: Run) -> Trained:
+    """A linear head on the encoder's embeddings, by a published recipe."""
+    from al_core.devices import best_device
+    from al_core.linear_sgd import Descent, descend
+    from al_core.seeds import derive
+
+    embeddings = seen(images, encoder, signals, params)
+    x, weights, how = embeddings[train.rows], weights_of(train, classes, params), Descent(**params.sgd.model_dump())
+    seed, told = derive(run.seed, run.round, "retrain"), Epochs(how.epochs)
+    solved = descend(x, train.classes, len(classes), how=how, seed=seed, weights=weights, device=best_device(), on_epoch=told)
+    head = Head(solved.weight, solved.bias, classes)
+    return Trained(encoder.classifier(head), head.logits(embeddings), None, None)
+
+
+def seen(images: Images | RawImages, encoder: Model, signals: Signals, params: Retrain) -> Floats:
+    """(n, d) what the encoder makes of every image: as embed left it, unless the round looked with another one, such as a finetuned one."""
+    if signals.encoder() == encoder.digest():
+        return signals.array("embeddings")
+    return np.concatenate(list(features("retrain", images, encoder, params.batch_size, params.workers)))
 
 
 def ensemble(embeddings: Floats, labels: Rows, classes: int, l2: float, weights: Doubles | None, params: Retrain, run: Run) -> Members:
@@ -177,6 +194,9 @@ def tuned(train: Examples, images: Images | RawImages, start: Model, signals: Si
     assert model.head is not None
     batches = features("retrain", images, model, params.batch_size, params.workers)
     return Trained(model, np.concatenate([model.head.logits(batch) for batch in batches]), None, None)
+
+
+MODES = {"linear": linear, "linear-sgd": linear_sgd, "finetune": tuned, "scratch": tuned}
 
 
 def start_head(start: Model, classes: list[str]) -> Linear:

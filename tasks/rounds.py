@@ -147,9 +147,10 @@ def check_retrain(params: Retrain) -> None:
     """Raise on a training that the mode does not do."""
     if params.ensemble and params.mode != "linear":
         raise ParamsError(f"retrain.ensemble is {params.ensemble}, but only heads of retrain.mode linear make one, and it is {params.mode}; set it to null")
-    if params.loss_prediction is not None and params.mode == "linear":
+    if params.loss_prediction is not None and params.mode in ("linear", "linear-sgd"):
         raise ParamsError(
-            "retrain.loss_prediction is trained together with an encoder, and retrain.mode linear trains none; take mode finetune or scratch, or set it to null"
+            f"retrain.loss_prediction is trained together with an encoder, and retrain.mode {params.mode} trains none; "
+            "take mode finetune or scratch, or set it to null"
         )
     if params.warm_start and params.mode != "finetune":
         raise ParamsError(f"retrain.warm_start is true, but only retrain.mode finetune starts from a model, and it is {params.mode}; set it to false")
