@@ -18,6 +18,7 @@ def linear_ensemble(
     members: int,
     l2: float,
     seed: int,
+    weights: npt.NDArray[np.float64] | None = None,
     device: torch.device | None = None,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Heads that `linear.fit` solves for, each on examples drawn anew with replacement from those at hand (bagging, Breiman 1996).
@@ -33,6 +34,7 @@ def linear_ensemble(
         members: how many heads.
         l2: ridge of each; see `linear.fit`.
         seed: equal seeds give equal draws.
+        weights: (classes,) how much an example of each class counts, above 0; None: all alike.
         device: where to compute; None: CPU.
 
     Returns:
@@ -46,7 +48,7 @@ def linear_ensemble(
     heads = []
     for number in range(members):
         rows = resampled(labels, generator(seed, "ensemble", number))
-        heads.append(fit(features[rows], labels[rows], classes, l2=l2, device=device))
+        heads.append(fit(features[rows], labels[rows], classes, l2=l2, weights=weights, device=device))
     return np.stack([head.weight for head in heads]), np.stack([head.bias for head in heads])
 
 

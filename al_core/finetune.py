@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -67,23 +68,25 @@ def finetune(
     seed: int,
     workers: int,
     device: torch.device,
+    head: Linear | None = None,
     l2: float | None = 1e-3,
     weights: npt.NDArray[np.float64] | None = None,
     flip: bool = False,
     loss_prediction: Recipe | None = None,
     on_epoch: OnEpoch = lambda epoch, loss, rate: None,
 ) -> Finetuned:
-    """All weights trained on the labels, from a copy of the encoder and a fresh linear head; the encoder given is left as it is.
+    """All weights trained on the labels, from copies of the encoder and of a linear head; what is given is left as it is.
 
-    The head starts as the logistic regression on the encoder's own features, since one that starts at random distorts them before it has learned
-    anything (Kumar et al. 2022, https://arxiv.org/abs/2202.10054). Then cross-entropy by AdamW, whose rate falls to 0 along a cosine. Batch norm
+    Without a head given it starts as the logistic regression on the encoder's own features, since one that starts at random distorts them before it has
+    learned anything (Kumar et al. 2022, https://arxiv.org/abs/2202.10054). Then cross-entropy by AdamW, whose rate falls to 0 along a cosine. Batch norm
     keeps the statistics of pretraining, as few labels give poor ones; its scales and shifts are trained.
 
     Args:
         images: the labelled images.
         labels: (n,) in 0..classes-1, one for each image.
         classes: how many there are, with or without examples.
-        l2: ridge of the head that training starts from, see `linear.fit`; None: by cross-validation.
+        head: what training starts from; None: the logistic regression.
+        l2: ridge of that regression, see `linear.fit`; None: by cross-validation.
         weights: (classes,) how much an example of each class counts in the loss, above 0; None: all alike.
         flip: mirror left-right half of the time.
         loss_prediction: train a module beside that predicts the loss of an image, so; None: none.
@@ -94,30 +97,77 @@ def finetune(
     """
     check(images, labels, classes)
     encoder = copy.deepcopy(encoder)
-    head: nn.Linear = nn.utils.skip_init(nn.Linear, encoder.dim, classes)  # type: ignore[no-untyped-call]
     held = resized(images, image_size, workers=workers)
-    x = np.concatenate(list(features(held, encoder, image_size=image_size, batch_size=batch_size, workers=workers, device=device)))
-    strength = cross_validate(x, labels, classes, seed=seed, weights=weights, device=device).l2 if l2 is None else l2
-    start = fit(x, labels, classes, l2=strength, weights=weights, device=device)
-    with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(start.weight))
-        head.bias.copy_(torch.from_numpy(start.bias))
-    network = nn.Sequential(encoder, head).to(device).eval()  # eval: of its layers only batch norm minds
-    per_epoch = math.ceil(len(labels) / batch_size)
+    if head is None:
+        x = np.concatenate(list(features(held, encoder, image_size=image_size, batch_size=batch_size, workers=workers, device=device)))
+        strength = cross_validate(x, labels, classes, seed=seed, weights=weights, device=device).l2 if l2 is None else l2
+        head = fit(x, labels, classes, l2=strength, weights=weights, device=device)
+    last = head.layer()
+    nn.Sequential(encoder, last).to(device).eval()  # eval: of its layers only batch norm and dropout mind
+    return train(
+        encoder,
+        last,
+        held,
+        labels,
+        image_size=image_size,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        asked_for="retrain.learning_rate",
+        seed=seed,
+        workers=workers,
+        device=device,
+        weights=weights,
+        flip=flip,
+        loss_prediction=loss_prediction,
+        on_epoch=on_epoch,
+    )
+
+
+def train(
+    encoder: Encoder,
+    head: nn.Linear,
+    images: Images,
+    labels: npt.NDArray[np.int64],
+    *,
+    image_size: int,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    asked_for: str,
+    seed: int,
+    workers: int,
+    device: torch.device,
+    weights: npt.NDArray[np.float64] | None,
+    flip: bool,
+    loss_prediction: Recipe | None,
+    on_epoch: OnEpoch,
+    drop_last: bool = False,
+) -> Finetuned:
+    """Encoder and head, trained in place as `finetune` says; in training or evaluation mode and on the device as they are given.
+
+    Args:
+        images: the labelled images, at `image_size` where that saves time.
+        asked_for: name of the knob of the learning rate, for errors.
+        drop_last: leave out what does not fill the last batch of an epoch; others than `finetune`'s as there.
+    """
+    network = nn.Sequential(encoder, head)
     teacher = loss_prediction and Teacher(encoder, loss_prediction, image_size=image_size, epochs=epochs, seed=seed, device=device)
     optimizer = torch.optim.AdamW([*network.parameters(), *(teacher.module.parameters() if teacher else ())], lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, per_epoch * epochs)
     seed = derive(seed, "finetune")
+    picks = list(shuffled(range(len(labels)), batch_size, epochs, seed, drop_last=drop_last))
+    per_epoch = len(picks) // epochs
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(picks))
     truth = torch.as_tensor(labels, device=device)
     counts = None if weights is None else torch.as_tensor(weights, dtype=torch.float32, device=device)
-    picks = list(shuffled(range(len(labels)), batch_size, epochs, seed, drop_last=False))
-    batches = load(held, picks, Jitter(image_size, MIN_CROP, flip), seed=seed, workers=workers)
+    batches = load(images, picks, Jitter(image_size, MIN_CROP, flip), seed=seed, workers=workers)
     watching: AbstractContextManager[list[Tensor]] = teacher.watched.seen() if teacher else nullcontext([])
     with deterministic(1), watching as stages:
-        total = 0.0
+        total = seen = 0.0
         for step, (batch, views) in enumerate(zip(picks, batches, strict=True), start=1):
             rows = torch.tensor([row for _, row in batch], device=device)
-            logits = network(unit(views, device))
+            with drawing(derive(seed, "forward", step), device):
+                logits = network(unit(views, device))
             loss = cross_entropy(logits, truth[rows], counts)
             if teacher:
                 loss = loss + teacher.loss(stages, cross_entropy(logits.detach(), truth[rows], reduction="none"), (step - 1) // per_epoch + 1)
@@ -126,15 +176,25 @@ def finetune(
             optimizer.step()
             rate = float(schedule.get_last_lr()[0])
             schedule.step()
-            total += loss.item() * len(batch)
+            total, seen = total + loss.item() * len(batch), seen + len(batch)
             if not math.isfinite(total):
-                raise ValueError(f"the loss of step {step} is {loss.item()}; lower retrain.learning_rate (now {learning_rate})")
+                raise ValueError(f"the loss of step {step} is {loss.item()}; lower {asked_for} (now {learning_rate})")
             epoch, rest = divmod(step, per_epoch)
             if rest == 0:
-                on_epoch(epoch, total / len(labels), rate)
-                total = 0.0
+                on_epoch(epoch, total / seen, rate)
+                total = seen = 0.0
     module = teacher.module if teacher else None
     return Finetuned(encoder, Linear(head.weight.detach().cpu().numpy(), head.bias.detach().cpu().numpy()), module)
+
+
+@contextmanager
+def drawing(seed: int, device: torch.device) -> Iterator[None]:
+    """Run a block in which layers that draw, such as dropout, draw from this seed; then put the generators back."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        yield
 
 
 def check(images: Images, labels: npt.NDArray[np.int64], classes: int) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
 NEWTON_STEPS, CONJUGATE_STEPS = 100, 1000
@@ -23,6 +23,14 @@ class Linear:
 
     weight: npt.NDArray[np.float32]  # (classes, D)
     bias: npt.NDArray[np.float32]  # (classes,)
+
+    def layer(self) -> nn.Linear:
+        """The head as a layer with weights of its own, on the CPU."""
+        made: nn.Linear = nn.utils.skip_init(nn.Linear, self.weight.shape[1], self.weight.shape[0])  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            made.weight.copy_(torch.from_numpy(self.weight))
+            made.bias.copy_(torch.from_numpy(self.bias))
+        return made
 
 
 def fit(

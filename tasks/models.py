@@ -159,9 +159,15 @@ class Model(Artifact):
 
 
 class PoolEncoder(Model):
-    """The encoder that pretraining left: every round's classifier starts from it."""
+    """The encoder that pretraining left."""
 
     file = "${pool}/encoder.safetensors"
+
+
+class StartModel(Model):
+    """What the round's classifier starts from: the pool's encoder, or the previous round's model (`retrain.warm_start`)."""
+
+    file = "${start}"
 
 
 class CurrentModel(Model):

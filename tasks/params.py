@@ -155,10 +155,37 @@ class ImportLabels(Section):
     min_answered: Fraction = Field(1.0, description="share of the batch that must be answered before the round goes on")
 
 
-class Retrain(Section):
-    """The classifier of the round, always from the pool's encoder."""
+class Scratch(Section):
+    """Training from random weights."""
 
-    mode: Literal["linear", "finetune"] = Field("linear", description="linear: logistic regression on frozen embeddings; finetune: all weights")
+    min_steps: Positive = Field(2000, description="epochs are added until it comes to so many steps: few labels make short epochs")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(0.002, description="peak of the cosine schedule (AdamW)")
+
+
+class Sgd(Section):
+    """A linear head by SGD, as Emam et al. 2021 train it."""
+
+    epochs: Positive = Field(60, description="passes over the embeddings")
+    batch_size: Positive = Field(128, description="examples a step")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(15.0, description="of the first epochs; 15 is for features of MoCo v2 and tens of thousands of labels")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="share of the last step that is kept")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0001, description="of weight and bias")
+    step_epochs: Positive = Field(20, description="after so many epochs, and again, the rate is multiplied by step_factor")
+    step_factor: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="see step_epochs")
+    start: Annotated[float, Field(ge=0)] = Field(0.001, description="standard deviation of the weights at the start")
+
+
+class Retrain(Section):
+    """The classifier of the round."""
+
+    mode: Literal["linear", "linear-sgd", "finetune", "scratch"] = Field(
+        "linear",
+        description="linear: logistic regression on frozen embeddings; linear-sgd: the same by Emam et al.'s recipe; finetune: all weights; "
+        "scratch: all weights, from random ones",
+    )
+    warm_start: bool = Field(
+        False, description="finetune: from the previous round's model, its head too, rather than from the pool's encoder; rounds then depend on their order"
+    )
     l2: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
         0.001, description="strength of the ridge on the head's weights, per example (finetune: at its start); auto: by cross-validation on the labels"
     )
@@ -170,13 +197,15 @@ class Retrain(Section):
     )
     loss_prediction: dict[str, Any] | None = Field(
         None,
-        description="finetune: train a module beside that predicts losses, for methods that read predicted_loss, such as {weight: 1.0}, or {}; null: none",
+        description="finetune, scratch: train a module that predicts losses, for methods that read predicted_loss, such as {weight: 1.0}, or {}; null: none",
     )
-    epochs: Positive = Field(30, description="finetune: passes over the labelled images")
+    epochs: Positive = Field(30, description="finetune, scratch: passes over the labelled images")
     batch_size: Positive = Field(64, description="images a step, of training and of predicting")
-    flip: bool = Field(True, description="finetune: mirror left-right; false where it changes the meaning")
+    flip: bool = Field(True, description="finetune, scratch: mirror left-right; false where it changes the meaning")
     workers: Annotated[int, Field(ge=0)] = Field(2, description="loader processes; does not change the result")
     learning_rate: Annotated[float, Field(gt=0)] = Field(0.0005, description="finetune: peak of the cosine schedule (AdamW)")
+    scratch: Scratch = Field(Scratch(), description="how scratch trains")
+    sgd: Sgd = Field(Sgd(), description="how linear-sgd trains")
 
 
 class Params(Section):
@@ -196,6 +225,9 @@ class Params(Section):
     pool: str = Field("example/pool", description="folder of the pool")
     previous: str | None = Field("example/pool", description="folder of the round before (of the pool, for the first round; of the pool before, in a pool)")
     model: str = Field("example/pool/encoder.safetensors", description="what embed looks with: the previous round's model, or the pool's encoder")
+    start: str = Field(
+        "example/pool/encoder.safetensors", description="what retrain starts from: the pool's encoder, or the previous round's model (warm_start)"
+    )
     here: str = Field("example/round", description="folder of the round")
     answers: str = Field("example/pool/known.parquet", description="what the labellers returned; the oracle's are the source's own labels")
     code: str = Field("unfrozen", description="version of Rondo that the round was opened with; stages refuse to run under another")

@@ -1,10 +1,12 @@
-"""Retrain: the round's classifier, always from the pool's encoder, and how good it is."""
+"""Retrain: the round's classifier, and how good it is."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,18 +15,23 @@ import pandas as pd
 from al_core import metrics
 from tasks.artifacts import Estimate, Labels, Manifest, Metrics, Plots, Predictions, Selection, Shards
 from tasks.embed import features
-from tasks.errors import AnswersError
+from tasks.errors import AnswersError, ParamsError
 from tasks.images import Images
 from tasks.loss_prediction import loss_recipe
-from tasks.models import Head, Members, Model, PoolEncoder
+from tasks.models import Head, Members, Model, StartModel
 from tasks.pack import Pack, RawImages, images_for
 from tasks.params import Retrain
 from tasks.progress import line, say
 from tasks.signals import Signals
 from tasks.stage import Run, stage
 
+if TYPE_CHECKING:
+    from al_core.linear import Linear
+
 TOP = 5
+LINES = 30
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 
 
@@ -48,7 +55,7 @@ class Examples:
 
 @stage("round", "seed", "classes")
 def retrain(
-    labels: Labels, selection: Selection, manifest: Manifest, shards: Shards, pack: Pack, encoder: PoolEncoder, signals: Signals, params: Retrain, run: Run
+    labels: Labels, selection: Selection, manifest: Manifest, shards: Shards, pack: Pack, start: StartModel, signals: Signals, params: Retrain, run: Run
 ) -> Retrained:
     """Train the round's classifier on all labels known, and measure it."""
     signals.check(manifest)
@@ -56,8 +63,8 @@ def retrain(
     train, validation, test = (examples(labels, manifest, classes, split) for split in ("train", "validation", "test"))
     if len(train.rows) == 0:
         raise AnswersError("no train image has a label yet; answers that say 'cannot be labelled' train nothing: open a round with other picks")
-    images = images_for("retrain", encoder.image_size, manifest, shards, pack)
-    trained = (linear if params.mode == "linear" else finetuned)(train, images, encoder, signals, classes, params, run)
+    images = images_for("retrain", start.image_size, manifest, shards, pack)
+    trained = MODES[params.mode](train, images, start, signals, classes, params, run)
     trained = trained.calibrated(suiting(trained, validation))
     metrics = measure(trained, train, test, classes, control(selection, labels), run)
     return Retrained(trained.model, metrics, predictions(trained.logits, manifest, classes), plots(trained.logits, test, classes, run))
@@ -98,75 +105,128 @@ def examples(labels: Labels, manifest: Manifest, classes: list[str], split: str)
     return Examples(rows, index[rows].astype(np.int64))
 
 
-def linear(train: Examples, images: Images | RawImages, encoder: PoolEncoder, signals: Signals, classes: list[str], params: Retrain, run: Run) -> Trained:
+def linear(train: Examples, images: Images | RawImages, encoder: Model, signals: Signals, classes: list[str], params: Retrain, run: Run) -> Trained:
     """Logistic regression on the encoder's embeddings."""
     from al_core.cross_validation import STRENGTHS, cross_validate
     from al_core.linear import fit
     from al_core.seeds import derive
 
-    embeddings: Floats
-    if signals.encoder() == encoder.digest():
-        embeddings = signals.array("embeddings")
-    else:  # the round looked with a finetuned encoder; this mode starts from the pool's
-        embeddings = np.concatenate(list(features("retrain", images, encoder, params.batch_size, params.workers)))
+    embeddings = seen(images, encoder, signals, params)
     x, weights = embeddings[train.rows], weights_of(train, classes, params)
     strengths = STRENGTHS if params.l2 == "auto" else (params.l2,)
     held_out = cross_validate(x, train.classes, len(classes), seed=derive(run.seed, run.round, "retrain"), strengths=strengths, weights=weights)
     solved = fit(x, train.classes, len(classes), l2=held_out.l2, weights=weights)
     head = Head(solved.weight, solved.bias, classes)
     temperature = held_out.temperature if len(held_out.rows) else None
-    members = ensemble(x, train.classes, len(classes), held_out.l2, params, run) if params.ensemble else None
+    members = ensemble(x, train.classes, len(classes), held_out.l2, weights, params, run) if params.ensemble else None
     return Trained(encoder.classifier(head, members), head.logits(embeddings), held_out.l2, temperature)
 
 
-def ensemble(embeddings: Floats, labels: Rows, classes: int, l2: float, params: Retrain, run: Run) -> Members:
+def linear_sgd(train: Examples, images: Images | RawImages, encoder: Model, signals: Signals, classes: list[str], params: Retrain, run: Run) -> Trained:
+    """A linear head on the encoder's embeddings, by a published recipe."""
+    from al_core.devices import best_device
+    from al_core.linear_sgd import Descent, descend
+    from al_core.seeds import derive
+
+    embeddings = seen(images, encoder, signals, params)
+    x, weights, how = embeddings[train.rows], weights_of(train, classes, params), Descent(**params.sgd.model_dump())
+    seed, told = derive(run.seed, run.round, "retrain"), Epochs(how.epochs)
+    solved = descend(x, train.classes, len(classes), how=how, seed=seed, weights=weights, device=best_device(), on_epoch=told)
+    head = Head(solved.weight, solved.bias, classes)
+    return Trained(encoder.classifier(head), head.logits(embeddings), None, None)
+
+
+def seen(images: Images | RawImages, encoder: Model, signals: Signals, params: Retrain) -> Floats:
+    """(n, d) what the encoder makes of every image: as embed left it, unless the round looked with another one, such as a finetuned one."""
+    if signals.encoder() == encoder.digest():
+        return signals.array("embeddings")
+    return np.concatenate(list(features("retrain", images, encoder, params.batch_size, params.workers)))
+
+
+def ensemble(embeddings: Floats, labels: Rows, classes: int, l2: float, weights: Doubles | None, params: Retrain, run: Run) -> Members:
     """Heads on examples drawn anew."""
     from al_core.ensemble import linear_ensemble
     from al_core.seeds import derive
 
     assert params.ensemble is not None
     seed = derive(run.seed, run.round, "retrain")
-    return Members(*linear_ensemble(embeddings, labels, classes, members=params.ensemble, l2=l2, seed=seed))
+    return Members(*linear_ensemble(embeddings, labels, classes, members=params.ensemble, l2=l2, weights=weights, seed=seed))
 
 
-def weights_of(train: Examples, classes: list[str], params: Retrain) -> npt.NDArray[np.float64] | None:
+def weights_of(train: Examples, classes: list[str], params: Retrain) -> Doubles | None:
     """How much a label of each class counts; None: all alike."""
     from al_core.linear import balanced
 
     return balanced(train.classes, len(classes)) if params.class_weights == "balanced" else None
 
 
-def finetuned(train: Examples, images: Images | RawImages, encoder: PoolEncoder, signals: Signals, classes: list[str], params: Retrain, run: Run) -> Trained:
-    """All weights trained on the labelled images."""
+def tuned(train: Examples, images: Images | RawImages, start: Model, signals: Signals, classes: list[str], params: Retrain, run: Run) -> Trained:
+    """All weights trained on the labelled images, from those of a model or from random ones."""
     from al_core.devices import best_device
     from al_core.finetune import finetune
+    from al_core.scratch import enough_epochs, scratch
     from al_core.seeds import derive
 
-    started = time.monotonic()
-    tuned = finetune(
+    if params.mode == "scratch":
+        epochs = enough_epochs(len(train.rows), params.batch_size, epochs=params.epochs, min_steps=params.scratch.min_steps)
+        fit = partial(scratch, epochs=epochs, learning_rate=params.scratch.learning_rate)
+    else:
+        epochs, head = params.epochs, start_head(start, classes) if params.warm_start else None
+        fit = partial(finetune, epochs=epochs, learning_rate=params.learning_rate, l2=None if params.l2 == "auto" else params.l2, head=head)
+    result = fit(
         images.only(train.rows),
         train.classes,
-        encoder.network(),
+        start.network(),
         classes=len(classes),
-        image_size=encoder.image_size,
-        epochs=params.epochs,
+        image_size=start.image_size,
         batch_size=params.batch_size,
-        learning_rate=params.learning_rate,
-        l2=None if params.l2 == "auto" else params.l2,
         weights=weights_of(train, classes, params),
         flip=params.flip,
         loss_prediction=loss_recipe(params.loss_prediction),
         seed=derive(run.seed, run.round, "retrain"),
         workers=params.workers,
         device=best_device(),
-        on_epoch=lambda epoch, loss, _: say(f"{line('retrain: epochs', epoch, params.epochs, time.monotonic() - started)}, loss {loss:.4f}"),
+        on_epoch=Epochs(epochs),
     )
-    model = Model.of(tuned.encoder, Head(tuned.head.weight, tuned.head.bias, classes))
-    if tuned.loss_prediction:
-        model = replace(model, loss={name: value.cpu().numpy() for name, value in tuned.loss_prediction.state_dict().items()})
+    model = Model.of(result.encoder, Head(result.head.weight, result.head.bias, classes))
+    if result.loss_prediction:
+        model = replace(model, loss={name: value.cpu().numpy() for name, value in result.loss_prediction.state_dict().items()})
     assert model.head is not None
     batches = features("retrain", images, model, params.batch_size, params.workers)
     return Trained(model, np.concatenate([model.head.logits(batch) for batch in batches]), None, None)
+
+
+MODES = {"linear": linear, "linear-sgd": linear_sgd, "finetune": tuned, "scratch": tuned}
+
+
+def start_head(start: Model, classes: list[str]) -> Linear:
+    """The head that a warm start goes on from, as it was trained.
+
+    Raises:
+        ParamsError: the model has none, or one for other classes.
+    """
+    from al_core.linear import Linear
+
+    if start.head is None:
+        raise ParamsError("retrain.warm_start is true, but what training starts from is an encoder without a classifier; set it to false for this round")
+    if start.head.classes != classes:
+        raise ParamsError(
+            f"retrain.warm_start is true, but the model that training starts from knows the classes {start.head.classes} and this round has {classes}; "
+            "set it to false for this round"
+        )
+    scale = np.float32(start.head.temperature)
+    return Linear(start.head.weight * scale, start.head.bias * scale)
+
+
+class Epochs:
+    """Says how training goes, in at most `LINES` lines."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.started = total, time.monotonic()
+
+    def __call__(self, epoch: int, loss: float, rate: float) -> None:
+        if epoch * LINES // self.total > (epoch - 1) * LINES // self.total:
+            say(f"{line('retrain: epochs', epoch, self.total, time.monotonic() - self.started)}, loss {loss:.4f}")
 
 
 def control(selection: Selection, labels: Labels) -> tuple[int, int] | None:

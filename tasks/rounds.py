@@ -56,7 +56,8 @@ def open_pool(workspace: Workspace) -> Round:
         )
     pool = Round(workspace.root, f"p{len(pools) + 1:03}")
     previous = f"../{pools[-1].name}" if pools else None
-    params = frozen(workspace.params, round=pool.name, pool=".", previous=previous, here=".", model="encoder.safetensors", answers="known.parquet")
+    encoder = "encoder.safetensors"
+    params = frozen(workspace.params, round=pool.name, pool=".", previous=previous, here=".", model=encoder, start=encoder, answers="known.parquet")
     pretrain = settle_weights(settle_pretrain(params.pretrain), workspace.root, pool.folder)
     freeze(workspace, pool, params.model_copy(update={"pretrain": pretrain}))
     return pool
@@ -79,12 +80,15 @@ def open_round(workspace: Workspace) -> Round:
     fetch_tables(workspace)
     name, pool, last = f"r{len(rounds) + 1:03}", pools[-1], rounds[-1] if rounds else None
     base = workspace.params
+    encoder = f"../../{pool.folder}/encoder.safetensors"
+    model = f"../{last.name}/model.safetensors" if last else encoder
     params = frozen(
         base,
         round=name,
         pool=f"../../{pool.folder}",
         previous=f"../{last.name}" if last else f"../../{pool.folder}",
-        model=f"../{last.name}/model.safetensors" if last else f"../../{pool.folder}/encoder.safetensors",
+        model=model,
+        start=model if base.retrain.warm_start else encoder,
         here=".",
         answers=f"../../{pool.folder}/known.parquet" if base.import_labels.labeller == "oracle" else f"../../answers/{name}",
         classes=base.classes or classes_of(pool),
@@ -114,6 +118,8 @@ def checked(params: Params, workspace: Workspace, before: Round, pool: Round, *,
     check_retrain(params.retrain)
     if len(params.classes or []) < 2:
         raise ParamsError(f"classes is {params.classes}; a classifier needs two: list the answers people may give in params.yaml, classes: [...]")
+    if params.retrain.warm_start:
+        check_warm_start(params.classes, before if has_model else None, pool)
     left = unlabelled(pool, before)
     allowed = remaining(workspace, params)
     if allowed == 0:
@@ -141,10 +147,35 @@ def check_retrain(params: Retrain) -> None:
     """Raise on a training that the mode does not do."""
     if params.ensemble and params.mode != "linear":
         raise ParamsError(f"retrain.ensemble is {params.ensemble}, but only heads of retrain.mode linear make one, and it is {params.mode}; set it to null")
-    if params.loss_prediction is not None and params.mode == "linear":
+    if params.loss_prediction is not None and params.mode in ("linear", "linear-sgd"):
         raise ParamsError(
-            "retrain.loss_prediction is trained together with an encoder, and retrain.mode linear trains none; take mode finetune, or set it to null"
+            f"retrain.loss_prediction is trained together with an encoder, and retrain.mode {params.mode} trains none; "
+            "take mode finetune or scratch, or set it to null"
         )
+    if params.warm_start and params.mode != "finetune":
+        raise ParamsError(f"retrain.warm_start is true, but only retrain.mode finetune starts from a model, and it is {params.mode}; set it to false")
+
+
+def check_warm_start(classes: list[str] | None, last: Round | None, pool: Round) -> None:
+    """Raise where there is no model of a round before that this round's classifier could start from."""
+    if last is None:
+        raise ParamsError("retrain.warm_start is true, but before the first round there is no model to start from; set it to false for this round")
+    if last.params.classes != classes:
+        raise ParamsError(
+            f"retrain.warm_start is true, but the model of {last.name} knows the classes {last.params.classes} and this round has {classes}; "
+            "set it to false for this round"
+        )
+    theirs, ours = (architecture(each) for each in (Round(last.root, Path(last.params.pool).name), pool))
+    if theirs != ours:
+        raise ParamsError(
+            f"retrain.warm_start is true, but the model of {last.name} is {theirs} and the encoder of {pool.name} is {ours}; set it to false for this round"
+        )
+
+
+def architecture(pool: Round) -> str:
+    """Of a pool's encoder, in words."""
+    pretrain = pool.params.pretrain
+    return f"{pretrain.encoder} at {pretrain.image_size} px with the {pretrain.stem} stem"
 
 
 def check_signals(signals: Sequence[str], before: Round) -> None:

@@ -130,9 +130,10 @@ def test_learning_loss_picks_what_the_module_expects_most_of(finished: Workspace
     assert sorted(picks["score"], reverse=True) == sorted(losses[left].tolist(), reverse=True)[:6]
 
 
-def test_a_module_beside_a_head_alone_is_refused(finished: Workspace) -> None:
+@pytest.mark.parametrize("mode", ["linear", "linear-sgd"])
+def test_a_module_beside_a_head_alone_is_refused(finished: Workspace, mode: str) -> None:
     with pytest.raises(ParamsError) as error:
-        third_round(finished, retrain={"loss_prediction": {}, "workers": 0})
+        third_round(finished, retrain={"loss_prediction": {}, "mode": mode, "workers": 0})
     assert str(error.value) == (
-        "retrain.loss_prediction is trained together with an encoder, and retrain.mode linear trains none; take mode finetune, or set it to null"
+        f"retrain.loss_prediction is trained together with an encoder, and retrain.mode {mode} trains none; take mode finetune or scratch, or set it to null"
     )

@@ -37,6 +37,16 @@ def test_members_are_the_regressions_on_their_examples() -> None:
         np.testing.assert_allclose(ours / ours.sum(1, keepdims=True), probs, atol=1e-4)
 
 
+def test_members_weigh_classes_as_the_head_does() -> None:
+    weights = np.array([3.0, 1.0, 1.0, 0.2])
+    weight, bias = linear_ensemble(X, LABELS, 4, members=2, l2=0.05, seed=4, weights=weights)
+    for number in range(2):
+        rows = resampled(LABELS, generator(4, "ensemble", number))
+        head = fit(X[rows], LABELS[rows], 4, l2=0.05, weights=weights)
+        assert (head.weight == weight[number]).all() and (head.bias == bias[number]).all()
+    assert not np.allclose(weight, linear_ensemble(X, LABELS, 4, members=2, l2=0.05, seed=4)[0], atol=1e-3)
+
+
 def test_members_agree_where_labels_are_dense_and_differ_between_classes() -> None:
     centres = 5 * np.eye(4, 6, dtype=np.float32)
     weight, bias = linear_ensemble(centres[LABELS] + X, LABELS, 4, members=20, l2=0.05, seed=0)

@@ -57,6 +57,16 @@ def test_it_starts_from_the_logistic_regression() -> None:
     np.testing.assert_allclose(head.bias, expected.bias, atol=1e-6)
 
 
+def test_it_starts_from_the_head_given() -> None:
+    head = fit(np.random.default_rng(0).normal(size=(24, 128)).astype(np.float32), LABELS, 3, l2=0.1)
+    before = head.weight.copy()
+    result = tune(head=head, epochs=1, learning_rate=1e-12).head
+    np.testing.assert_allclose(result.weight, before, atol=1e-9)
+    np.testing.assert_allclose(result.bias, head.bias, atol=1e-9)
+    assert not np.allclose(tune(head=head, epochs=1).head.weight, before, atol=1e-4)
+    assert (head.weight == before).all(), "the head given was changed"
+
+
 def test_all_weights_move_but_batch_norms_statistics_and_the_encoder_given() -> None:
     encoder = build("small", 0)
     encoder.train()(torch.rand(64, 3, 12, 12))
