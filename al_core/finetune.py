@@ -147,9 +147,9 @@ def train(
     """Encoder and head, trained in place as `finetune` says; in training or evaluation mode and on the device as they are given.
 
     Args:
-        images: the labelled images, at `image_size` where that saves time.
+        images: the labelled images, best at `image_size` already.
         asked_for: name of the knob of the learning rate, for errors.
-        drop_last: leave out what does not fill the last batch of an epoch; others than `finetune`'s as there.
+        drop_last: leave out what does not fill the last batch of an epoch.
     """
     network = nn.Sequential(encoder, head)
     teacher = loss_prediction and Teacher(encoder, loss_prediction, image_size=image_size, epochs=epochs, seed=seed, device=device)
