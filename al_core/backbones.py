@@ -11,6 +11,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from al_core.errors import first_line
+
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of its channels, as most published weights expect
 TIMM = "timm/"  # before the names of timm's models
 STEMS = ("standard", "cifar")
@@ -38,7 +40,7 @@ def backbone(name: str, image_size: int, stem: str) -> Backbone:
     try:
         made = make(name, image_size)
     except (AssertionError, RuntimeError, ValueError) as error:
-        raise ValueError(f"encoder {name!r} does not take images of {image_size} px: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"encoder {name!r} does not take images of {image_size} px: {first_line(error)}") from error
     if stem not in STEMS:
         raise ValueError(f"unknown stem {stem!r}; the stems are {', '.join(STEMS)}")
     if stem == "cifar":

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
+from al_core.errors import first_line
+
 
 def best_device() -> torch.device:
     """The current CUDA device where there is one, else the CPU."""
@@ -28,4 +30,4 @@ def short_of_memory(advice: str) -> Iterator[None]:
     except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises a plain one
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
-        raise MemoryError(f"out of memory: {advice} ({str(error).splitlines()[0]})") from error
+        raise MemoryError(f"out of memory: {advice} ({first_line(error)})") from error

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from al_core.backbones import IMAGENET, backbone, shapes
+from al_core.errors import first_line
 from al_core.seeds import seeded
 
 MEAN, STD = IMAGENET
@@ -78,7 +79,7 @@ def output_dim(body: nn.Module, name: str, image_size: int) -> int:
     try:
         shape = shapes(body, [""], image_size)[""]
     except (AssertionError, RuntimeError, ValueError) as error:
-        raise ValueError(f"encoder {name!r} does not take images of {image_size} px: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"encoder {name!r} does not take images of {image_size} px: {first_line(error)}") from error
     if len(shape) != 2:
         raise ValueError(f"encoder {name!r} gives {tuple(shape)} for one image, expected one vector; choose another")
     return shape[1]

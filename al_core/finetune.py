@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,7 @@ from al_core.features import features
 from al_core.linear import Linear, fit
 from al_core.loading import BILINEAR, Images, OnEpoch, load, pixels, resized, shuffled, unit
 from al_core.loss_prediction import LossPrediction, Recipe, Teacher
-from al_core.seeds import derive
+from al_core.seeds import derive, drawing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -185,16 +184,6 @@ def train(
                 total = seen = 0.0
     module = teacher.module if teacher else None
     return Finetuned(encoder, Linear(head.weight.detach().cpu().numpy(), head.bias.detach().cpu().numpy()), module)
-
-
-@contextmanager
-def drawing(seed: int, device: torch.device) -> Iterator[None]:
-    """Run a block in which layers that draw, such as dropout, draw from this seed; then put the generators back."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            torch.cuda.manual_seed(seed)
-        yield
 
 
 def check(images: Images, labels: npt.NDArray[np.int64], classes: int) -> None:

@@ -38,6 +38,11 @@ class Recipe:
     learning_rate: float = field(default=5e-4, metadata={"meaning": "of both (Adam)"})
 
     def __post_init__(self) -> None:
+        for name in ("image_size", "width", "latent", "vae_steps", "epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}; expected above 0")
         if self.image_size % 16:
             raise ValueError(f"image_size is {self.image_size}; expected a multiple of 16, as four convolutions halve the sides")
         if self.batch_size < 2:

@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from al_core.errors import first_line
 from flows import tracking
 from flows.addresses import redact
+from tasks import git
 from tasks.artifacts import PretrainCurve
 from tasks.stage import scratch_of
 from tasks.workspace import Round, Workspace
@@ -63,7 +65,7 @@ class Follower:
                     self.log(self.whole)
                 self.client.set_terminated(self.run, "FINISHED" if self.succeeded else "FAILED")
         except Exception as error:  # of MLflow's, of its database's, of the network's
-            self.warn(f"MLflow does not show the curve of {self.this.name} {self.stage} ({redact(str(error).splitlines()[0])}); the stage goes on")
+            self.warn(f"MLflow does not show the curve of {self.this.name} {self.stage} ({redact(first_line(error))}); the stage goes on")
 
     def log(self, path: Path) -> None:
         """Log the lines that were not there at the last look."""
@@ -80,9 +82,11 @@ class Follower:
     def begin(self) -> tuple[MlflowClient, str]:
         """A new run in place of that of an earlier try."""
         client, experiment = tracking.connected(self.workspace)
-        for earlier in client.search_runs([experiment], f"tags.round = '{self.this.name}' and tags.curve = '{self.stage}'"):
+        begun = git.git(self.workspace.root, "rev-list", "--max-parents=0", "HEAD").split()[0]  # of this workspace alone; others may bear its name
+        mine = {"round": self.this.name, "curve": self.stage, "workspace_commit": begun}
+        for earlier in client.search_runs([experiment], " and ".join(f"tags.{key} = '{value}'" for key, value in mine.items())):
             client.delete_run(earlier.info.run_id)
-        tags = {"round": self.this.name, "curve": self.stage, "code": self.this.params.code, **tracking.source(self.this)}
+        tags = {**mine, "code": self.this.params.code, **tracking.source(self.this)}
         run = client.create_run(experiment, tags=tags, run_name=f"{self.this.name} {self.stage}")
         tracking.log(client, run.info.run_id, tracking.flat(self.this.params.model_dump(mode="json", by_alias=True)[self.stage]))
         return client, str(run.info.run_id)

@@ -62,7 +62,7 @@ class Checkpoint:
         """Keep nested dicts and lists of tensors and plain values; a process that is killed here leaves the one before."""
         tensors: dict[str, torch.Tensor] = {}
         about = json.dumps({"inputs": self.inputs, "state": taken_out(state, tensors, "")})
-        beside = self.path.with_name(f"{self.path.name}.new")
+        beside = self.path.with_name(f"{self.path.stem}.new.partial")  # which git ignores
         save_file(tensors, beside, {"rondo": about})
         with beside.open("rb") as file:
             os.fsync(file.fileno())

@@ -24,7 +24,7 @@ from tasks.weights import load_weights
 if TYPE_CHECKING:
     from al_core.pretraining.train import Epoch
 
-CHECKPOINT = ".pretrain.checkpoint.partial"  # beside what the stage writes; it outlives the stage's process, and ends with its success
+CHECKPOINT = ".pretrain.checkpoint.partial"  # beside what the stage writes; it outlives the stage's process, until DVC has what came of it
 
 Rows = npt.NDArray[np.int64]
 
@@ -77,14 +77,13 @@ def pretrain(manifest: Manifest, shards: Shards, pack: Pack, start: StartLabels,
             class_numbers(manifest, start)[rows],
             seed,
             checkpoint=run.scratch.resolve().parent / CHECKPOINT,
-            inputs=fingerprint(params.model_dump_json(), repr(pack.cache), str(seed), run.params.code, *manifest.ids[rows]),
+            inputs=fingerprint(params.model_dump_json(), repr(pack.cache), model.digest(), str(seed), run.params.code, *manifest.ids[rows]),
             curve=run.scratch.resolve() / Path(PretrainCurve.file).name,
         )
         try:
             model, lines = launched(trained, (job,), params.launch)
         except (MemoryError, ValueError) as error:  # what other params may mend
             raise ParamsError(f"pretrain: {error}") from error
-        job.checkpoint.unlink(missing_ok=True)
     report = PretrainReport(
         method=params.method,
         encoder=params.encoder,

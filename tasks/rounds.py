@@ -20,6 +20,7 @@ from tasks.artifacts import Answers, IngestReport, Labels, Manifest, PreviousLab
 from tasks.code_version import code_version
 from tasks.errors import AnswersError, ArtifactError, ParamsError, RondoError, WorkspaceError
 from tasks.params import Embed, Params, Pretrain, Retrain, SignalName
+from tasks.pretrain import CHECKPOINT
 from tasks.stage import AFTER_ANSWERS, BEFORE_ANSWERS, POOL_STAGES, pipeline
 from tasks.weights import settle_weights
 from tasks.workspace import Round, Workspace, dvc_yaml
@@ -416,6 +417,8 @@ def run_stage(this: Round, stage: str, on_line: OnLine | None = None) -> bool:
     fetch_made(this, stage, on_line)
     dvc.fetch_missing(this.root, inputs(this, stage), on_line)
     dvc.repro(this.root, this.folder, stage, on_line=on_line)
+    if stage == "pretrain":
+        (this.path / CHECKPOINT).unlink(missing_ok=True)  # not before DVC has the encoder
     return this.lock.get(stage) != before
 
 
@@ -434,6 +437,8 @@ def inputs(this: Round, stage: str) -> list[str]:
     files = [resolve(kind.file, params) for kind in find(stage).reads.values()]
     if stage == "ingest" and params.previous:  # no dependency in dvc.yaml, since the first pool has none
         files = [f"{params.previous}/manifest.parquet", f"{params.previous}/shards", f"{params.previous}/pack"]
+    if stage == "pretrain" and params.pretrain.weights_sha256 and not Path(params.pretrain.weights or "").is_absolute():
+        files.append(str(params.pretrain.weights))  # of the workspace; the stage compares its hash
     paths = [os.path.normpath(f"{this.folder}/{file}") for file in files]
     return [path for path in paths if not path.startswith(f"{this.folder}/")]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import pickle
 from collections import Counter
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from al_core.errors import first_line
 from tasks.errors import ArtifactError, ParamsError
 from tasks.progress import say
 
@@ -62,12 +64,15 @@ def settle_weights(params: Pretrain, root: Path, folder: str) -> Pretrain:
         build(params.encoder, 0, image_size=params.image_size, stem=params.stem)
     except ValueError as error:
         raise ParamsError(f"pretrain: {error}") from error
-    if params.weights in (None, TIMM):
-        return params
+    if params.weights is None or params.weights == TIMM:
+        return params.model_copy(update={"weights_sha256": None})
     path = (root / params.weights).resolve()
+    found = sha256(path)
+    if params.weights_sha256 not in (None, found):
+        raise ParamsError(f"pretrain.weights_sha256 is {params.weights_sha256}, but {path} has {found}; name the file that is meant, or set it to null")
     inside = path.is_relative_to(root.resolve())
     weights = os.path.relpath(path, root.resolve() / folder) if inside else str(path)
-    return params.model_copy(update={"weights": weights, "weights_sha256": sha256(path)})
+    return params.model_copy(update={"weights": weights, "weights_sha256": found})
 
 
 def sha256(path: Path) -> str:
@@ -99,7 +104,7 @@ def read(path: Path) -> dict[str, Tensor]:
             "(save its state_dict alone, best as .safetensors, on a machine that trusts it)"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ArtifactError(f"{path} is damaged or no file of weights: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
+        raise ArtifactError(f"{path} is damaged or no file of weights: {first_line(error)}") from error
     return tensors_in(content, path)
 
 
@@ -126,7 +131,7 @@ def published(encoder: Encoder) -> dict[str, Tensor]:
         return backbones.from_timm(encoder.name, encoder.image_size, pretrained=True).body.state_dict()
     except Exception as error:  # of several libraries: no weights of that name, no network, a hub that refuses
         raise ParamsError(
-            f"pretrain.weights is 'timm', but the weights of {encoder.name!r} cannot be had here ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            f"pretrain.weights is 'timm', but the weights of {encoder.name!r} cannot be had here ({type(error).__name__}: {first_line(error)}); "
             "fetch them on a machine with network, save model.state_dict() as .safetensors, and name that file"
         ) from error
 
@@ -143,7 +148,7 @@ def fitted(tensors: Mapping[str, Tensor], encoder: Encoder, name: str) -> dict[s
     wanted = encoder.body.state_dict()
     prefix = best_prefix(tensors, wanted)
     inside = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-    given = {key: positions(value, wanted[key].shape) if key in wanted else value for key, value in inside.items()}
+    given = {key: placed(value, wanted[key].shape) if key in wanted else value for key, value in inside.items()}
     missing = [key for key in wanted if key not in given and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in given if key not in wanted and key.split(".")[0] not in HEADS]
     other = [key for key in given if key in wanted and given[key].shape != wanted[key].shape]
@@ -172,10 +177,13 @@ def some(names: list[str]) -> str:
     return f"{len(names)}" + (f" ({'; '.join(names[:3])}{'; ...' if len(names) > 3 else ''})" if names else "")
 
 
+def placed(value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A checkpoint's tensor in the encoder's shape where that is the same content: a lone number, with or without an axis, and positions of a ViT."""
+    return value.reshape(shape) if value.numel() == math.prod(shape) == 1 else positions(value, shape)
+
+
 def positions(value: Tensor, shape: tuple[int, ...]) -> Tensor:
     """(1, extra + m * m, d) positions of a ViT's tokens for another number of patches, (1, extra + n * n, d), by bicubic interpolation; else as it is."""
-    import math
-
     import torch
     from torch.nn.functional import interpolate
 

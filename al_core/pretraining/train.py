@@ -21,7 +21,7 @@ from al_core.pretraining.batch_norm import synchronised
 from al_core.pretraining.monitor import Health, health
 from al_core.pretraining.objective import Objective
 from al_core.processes import ALONE, Processes
-from al_core.seeds import generator, seeded
+from al_core.seeds import derive, drawing, generator, seeded
 
 WATCHED = 512  # images whose embeddings are looked at after each epoch
 LAYOUT = torch.channels_last  # that convolutions are fastest in, on CPUs too
@@ -224,7 +224,8 @@ class Training:
         last = (self.part + 1) % self.plan.parts_a_step == 0
         self.objective.share = self.share
         waits = nullcontext() if last or self.processes.group is None else self.forward.no_sync()  # type: ignore[operator]
-        with waits, seeded(seed, "forward", self.part, self.processes.rank):  # of layers that draw, such as dropout
+        purpose = ("forward", self.part, self.processes.rank)  # of layers that draw, such as dropout
+        with waits, seeded(seed, *purpose), drawing(derive(seed, *purpose), self.device):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
                 loss = self.forward([view.contiguous(memory_format=LAYOUT) for view in views])
             (loss / self.plan.parts_a_step).backward()
@@ -263,7 +264,8 @@ class Training:
         """The learning rate after a share of the run: rises linearly, then falls along a cosine."""
         warm = self.recipe.warmup_epochs / self.recipe.epochs
         if share < warm:
-            return self.recipe.learning_rate * (share * self.plan.parts / self.plan.parts_a_step + 1) / (warm * self.plan.parts / self.plan.parts_a_step)
+            steps = self.plan.parts / self.plan.parts_a_step
+            return self.recipe.learning_rate * min(1.0, (share * steps + 1) / (warm * steps))
         return along_cosine(self.recipe.learning_rate, self.recipe.learning_rate_end, (share - warm) / (1 - warm) if warm < 1 else 1.0)
 
     def decay(self, share: float) -> float:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -20,8 +21,9 @@ import torch
 from safetensors.torch import save_file
 
 from al_core.encoders import build
-from tasks import rounds
+from tasks import git, rounds
 from tasks.artifacts import PretrainCurve, PretrainReport
+from tasks.checkpoint import Checkpoint
 from tasks.errors import ArtifactError, ParamsError
 from tasks.launch import LaunchError, launched
 from tasks.models import PoolEncoder
@@ -61,6 +63,22 @@ def test_the_stage_writes_an_encoder_its_report_and_its_curve(opened: Callable[.
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("pretrain: ")]
     assert [line.split(" (")[0].split(",")[0] for line in said] == [f"pretrain: epochs {epoch} of 3" for epoch in (1, 2, 3)]
     assert said[0].endswith(f"loss {curve[0].loss:.4f}, rank {curve[0].rank:.1f}, {100 * (curve[0].probe or 0):.0f}% of neighbours agree")
+    assert (this.path / CHECKPOINT).exists(), "it goes when DVC has the encoder, not before"
+
+
+def test_the_state_goes_when_dvc_has_the_encoder_and_git_never_sees_it(opened: Callable[..., Round]) -> None:
+    this = opened()
+    workspace = Workspace(this.root)
+    Checkpoint(this.path / CHECKPOINT, "others").save({"part": 1})
+    with patch("os.fsync", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        Checkpoint(this.path / CHECKPOINT, "others").save({"part": 2})
+    assert len(list(this.path.glob(".pretrain*"))) == 2
+    assert (
+        git.git(workspace.root, "status", "--porcelain", "--untracked-files=all", f"{this.folder}/")
+        == f"?? {this.folder}/environment.json\n?? {this.folder}/ingest.json"
+    )
+    for stage in this.stages:
+        rounds.run_stage(this, stage)
     assert not (this.path / CHECKPOINT).exists()
 
 
@@ -78,7 +96,8 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(opened: Callable[...
     this = opened(epochs=40)
     execute("pretrain", this.path)
     encoder, curve = (this.path / "encoder.safetensors").read_bytes(), (this.path / "pretrain.jsonl").read_bytes()
-    (this.path / "encoder.safetensors").unlink()
+    for name in ("encoder.safetensors", CHECKPOINT):
+        (this.path / name).unlink()
     for deaths in (1, 2):
         before = kept_at(this)
         process = subprocess.Popen([sys.executable, "-m", "tasks", "pretrain", str(this.path)], env=os.environ | {"OMP_NUM_THREADS": "1"})

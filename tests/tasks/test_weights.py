@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from al_core.encoders import Encoder, build
 from tasks.errors import ArtifactError, ParamsError
+from tasks.models import PoolEncoder
 from tasks.params import Pretrain
 from tasks.weights import load_weights, positions, settle_weights, sha256
 
@@ -144,3 +145,22 @@ def test_an_encoder_that_cannot_be_is_refused_at_opening(tmp_path: Path) -> None
         settle_weights(Pretrain(encoder="resnet9"), tmp_path, "pools/p001")
     with pytest.raises(ParamsError, match=r"^pretrain: stem 'cifar' replaces"):
         settle_weights(Pretrain(stem="cifar"), tmp_path, "pools/p001")
+
+
+def test_an_encoder_of_an_earlier_pool_gives_its_weights(tmp_path: Path) -> None:
+    """Rondo's own files, whose counters of batches have an axis."""
+    source, target = build("small", 1, image_size=16), build("small", 2, image_size=16)
+    PoolEncoder.of(source).save(tmp_path / "encoder.safetensors")
+    load_weights(target, str(tmp_path / "encoder.safetensors"), None)
+    assert same(source, target)
+
+
+def test_a_hash_that_is_not_the_files_is_refused_and_one_of_no_file_is_dropped(tmp_path: Path) -> None:
+    save_file(build("small", 1).body.state_dict(), tmp_path / "small.safetensors")
+    found = sha256(tmp_path / "small.safetensors")
+    with pytest.raises(
+        ParamsError, match=rf"^pretrain.weights_sha256 is abc, but .*small.safetensors has {found}; name the file that is meant, or set it to null$"
+    ):
+        settle_weights(Pretrain(weights="small.safetensors", weights_sha256="abc"), tmp_path, "pools/p001")
+    assert settle_weights(Pretrain(weights="small.safetensors", weights_sha256=found), tmp_path, "pools/p001").weights_sha256 == found
+    assert settle_weights(Pretrain(weights_sha256="abc"), tmp_path, "pools/p001").weights_sha256 is None

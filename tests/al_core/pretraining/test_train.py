@@ -245,6 +245,12 @@ def test_the_rate_rises_and_falls_along_a_cosine() -> None:
     assert along_cosine(0.04, 0.4, 0.25) == pytest.approx(0.4 - 0.36 * (1 + math.cos(math.pi / 4)) / 2)
 
 
+def test_a_rise_over_part_of_an_epoch_stops_at_the_peak() -> None:
+    recipe = Recipe(epochs=2, batch_size=2, learning_rate=1.0, warmup_epochs=0.5)
+    run = Training(build_method("simclr", {}).over(build("small", 0), epochs=2, seed=0), recipe, Plan.of(14, recipe, ALONE), CPU, ALONE)
+    assert [run.rate(step / 14) for step in range(4)] == pytest.approx([2 / 7, 4 / 7, 6 / 7, 1.0])
+
+
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
 def test_only_matrices_decay(name: Any) -> None:
     """With no gradient to speak of, decay is all that moves weights."""
