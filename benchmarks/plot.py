@@ -203,7 +203,9 @@ def growth(results: Results) -> str:
 
     def cell(each: list[dict[str, Any]], size: tuple[int, int]) -> str:
         run = next((run for run in each if (run["rows"], run["budget"]) == size), {})
-        return f"{run['seconds']:.3g} s, {run['peak_megabytes']} MB" if "seconds" in run else next((key for key in ("stopped", "failed") if key in run), "")
+        if "seconds" not in run:
+            return next((key for key in ("stopped", "failed") if key in run), "")
+        return f"{run['seconds']:.3g} s ({run['cpu_seconds']:.3g} of CPU), {run['peak_megabytes']} MB"
 
     head = ["method", *(f"{rows:,} rows, {budget:,} picks" for rows, budget in sizes)]
     rows = [[f"`{name}`", *(cell(each, size) for size in sizes)] for name, each in sorted(runs.items())]

@@ -55,6 +55,7 @@ def open_pool(workspace: Workspace) -> Round:
         raise WorkspaceError(
             f"{pools[-1].name} is not finished yet; `rondo cycle` or `rondo open` finishes it, `rondo open --again --new-pool` drops it and makes it anew"
         )
+    check_ahead(workspace.params)
     pool = Round(workspace.root, f"p{len(pools) + 1:03}")
     previous = f"../{pools[-1].name}" if pools else None
     encoder = "encoder.safetensors"
@@ -62,6 +63,18 @@ def open_pool(workspace: Workspace) -> Round:
     pretrain = settle_weights(settle_pretrain(params.pretrain), workspace.root, pool.folder)
     freeze(workspace, pool, params.model_copy(update={"pretrain": pretrain}))
     return pool
+
+
+def check_ahead(params: Params) -> None:
+    """Raise on what would keep the first round over a pool from being opened, before days go into the pool.
+
+    Raises:
+        ParamsError: a method or a training that does not exist.
+    """
+    settle_method(params.acquire.method, "acquire.method")
+    if params.acquire.cold_start is not None:
+        settle_method(params.acquire.cold_start, "acquire.cold_start")
+    check_retrain(params.retrain)
 
 
 def open_round(workspace: Workspace) -> Round:

@@ -42,7 +42,7 @@ def starting_params(
     if encoder is not None:
         check_encoder(encoder)
     if encoder is not None and preset is not None:
-        pretrain = pretrain.model_copy(update={"encoder": encoder})
+        pretrain = pretrain.model_copy(update={"encoder": encoder, "stem": pretrain.stem if "resnet" in encoder else "standard"})
     elif encoder is not None and encoder != pretrain.encoder:
         other = SMALL if encoder == "small" else PHOTOS.model_copy(update={"encoder": encoder})
         kept = {"color", "grey", "flip", "rotate"}  # what the images bear does not depend on the encoder

@@ -507,3 +507,22 @@ def test_an_open_round_cannot_be_reproduced(with_pool: Begun) -> None:
 def test_dvc_repro_by_hand_finds_a_closed_round_up_to_date(finished: Workspace) -> None:
     said = dvc.dvc(finished.root, "repro", "rounds/r002/dvc.yaml")
     assert "Data and pipelines are up to date" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"acquire": {"method": {"name": "margni"}}}, "acquire.method: unknown method 'margni'; did you mean 'margin'?"),
+        ({"acquire": {"cold_start": {"name": "radnom"}}}, "acquire.cold_start: unknown method 'radnom'; did you mean 'random'?"),
+        (
+            {"retrain": {"mode": "finetune", "ensemble": 5}},
+            "retrain.ensemble is 5, but only heads of retrain.mode linear make one, and it is finetune; set it to null",
+        ),
+    ],
+)
+def test_what_no_round_bears_is_refused_before_the_pool_is_made(begun: Callable[..., Workspace], changes: dict[str, object], message: str) -> None:
+    workspace = begun(**changes)
+    with pytest.raises(ParamsError) as caught:
+        rounds.open_pool(workspace)
+    assert str(caught.value) == message
+    assert workspace.all("pools") == []

@@ -109,7 +109,7 @@ def test_a_stage_that_fails_stops_the_cycle_with_its_own_words(with_pool: Callab
     assert "the shard is too short" in done.stderr
     assert "Traceback" not in done.stderr.split("error:")[1]
     assert list(workspace.find_round("r001").lock) == []
-    assert list(workspace.root.glob("**/*.partial")) == []
+    assert [path.name for path in workspace.root.glob("**/*.partial")] == [".embed.rows.partial"]  # from which the next run goes on
 
 
 def test_a_second_writer_is_refused(finished: Workspace) -> None:

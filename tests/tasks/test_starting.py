@@ -42,6 +42,7 @@ def test_digits_are_not_mirrored_whatever_the_preset() -> None:
 def test_an_encoder_may_be_named_beside_a_preset() -> None:
     other = pretrain(preset="cifar", encoder="wide_resnet50_2")
     assert (other.encoder, other.stem, other.epochs) == ("wide_resnet50_2", "cifar", 1000)
+    assert pretrain(preset="cifar", encoder="small").stem == "standard", "which has no such stem"
 
 
 @pytest.mark.parametrize(
