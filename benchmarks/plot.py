@@ -8,7 +8,7 @@ A result is read by its form, wherever in the file it stands, so a new benchmark
   time than a peer;
 * `OURS_over_FLOOR: 1.2`, `over_FLOOR: {OURS: 1.2}` and `ratio_to_FLOOR: 1.2`: Rondo takes that many times the time of something that it cannot do without;
 * `growth...: {SERIES: {"1000 rows, 10 picks": seconds}}`, or below such a key a list of entries with sizes and seconds by name;
-* in scale.json, `methods: {NAME: [{rows, budget, seconds, peak_megabytes}]}`; an entry may say `stopped` or `failed` instead;
+* in scale.json, `methods: {NAME: [{rows, budget, seconds, cpu_seconds, peak_megabytes}]}`; an entry may say `stopped` or `failed` instead;
 * `machine`, as benchmarks.record writes it.
 """
 

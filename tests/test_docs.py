@@ -490,7 +490,10 @@ def test_a_table_of_results_has_what_their_form_says() -> None:
             "growth": {"sample": {"1000 rows, 10 picks": 1.5, "200 rows, 10 picks": 0.25}},
         },
         "scale": {
-            "methods": {"margin": [{"rows": 10, "budget": 1, "seconds": 0.125, "peak_megabytes": 3}], "slow": [{"rows": 10, "budget": 1, "stopped": ""}]}
+            "methods": {
+                "margin": [{"rows": 10, "budget": 1, "seconds": 0.125, "cpu_seconds": 0.25, "peak_megabytes": 3}],
+                "slow": [{"rows": 10, "budget": 1, "stopped": ""}],
+            }
         },
     }
     assert plot.peers(results).startswith(
@@ -498,7 +501,7 @@ def test_a_table_of_results_has_what_their_form_says() -> None:
         "| one | sure | loop | 20 |\n| one | sure, farthest | loop | 0.5 |\n| one | dim 5 | peer/code | 3 |\n"
     )
     assert "| one | dim 5 | base over product | 1.25 |\n| one | family | bald over reading | 1.5 |\n" in plot.floors(results)
-    assert "| `margin` | 0.125 s, 3 MB |\n| `slow` | stopped |\n" in plot.growth(results)
+    assert "| `margin` | 0.125 s (0.25 of CPU), 3 MB |\n| `slow` | stopped |\n" in plot.growth(results)
     assert "|  | 200 rows, 10 picks | 1000 rows, 10 picks |\n| --- | --- | --- |\n| sample | 0.25 | 1.5 |\n" in plot.own_growth(results)
     goal = plot.Goal("fast", plot.at("one", "sure", "loop_over_rondo", size=10), 25)
     assert goal.row(results) == ("fast", "at least 25", "20", "**not met**")
