@@ -69,10 +69,6 @@ class Checkpoint:
         beside.replace(self.path)
         self.kept = time.monotonic()
 
-    def drop(self) -> None:
-        """The run is over."""
-        self.path.unlink(missing_ok=True)
-
 
 def fingerprint(*parts: str | bytes) -> str:
     """sha256 of what a run depends on."""

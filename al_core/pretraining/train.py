@@ -115,6 +115,7 @@ def train(
 
     Raises:
         CollapseError: the encoder gives all images the same embedding.
+        MemoryError: a batch takes more than there is; says what takes less.
         ValueError: fewer images than a batch takes, a batch that cannot be shared, or a loss that is not finite.
     """
     plan = Plan.of(len(images), recipe, processes)

@@ -76,15 +76,6 @@ def test_a_damaged_file_is_said_so(tmp_path: Path) -> None:
         Checkpoint(path, "a").load()
 
 
-def test_it_is_dropped_once_and_again(tmp_path: Path) -> None:
-    kept = Checkpoint(tmp_path / "run", "a")
-    kept.save({"part": 1})
-    kept.drop()
-    kept.drop()
-    assert list(tmp_path.iterdir()) == []
-    assert kept.load() is None
-
-
 def test_a_fingerprint_tells_where_parts_end() -> None:
     assert fingerprint("ab", "c") != fingerprint("a", "bc")
     assert fingerprint("ab", b"c") == fingerprint("ab", "c")
