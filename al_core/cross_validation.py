@@ -137,8 +137,8 @@ class Fold:
 
     def logits(self, l2: float) -> npt.NDArray[np.float32]:
         """(rows, classes) of the rows held out, by the head at a strength; a class that no other row has gets the logit that `linear.fit` gives it."""
-        self.w = solve(self.examples, l2, TOLERANCE * min(l2, 1), self.w)
-        x = self.standard.x[torch.as_tensor(self.rows, device=self.w.device)]
+        self.w = solve(self.examples, l2, TOLERANCE, self.w)
+        x = self.standard.x[torch.as_tensor(self.rows, device=self.w.device)].double()
         logits = self.examples.unseen(self.w).repeat(len(x), self.examples.classes)
         logits[:, self.examples.present] = x @ self.w.T
         return logits.float().cpu().numpy()
