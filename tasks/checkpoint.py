@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from tasks.environment import Description
 from tasks.errors import ArtifactError
 from tasks.progress import say
 
@@ -28,10 +29,16 @@ class Checkpoint:
     Args:
         path: of the file; nothing but this run writes it.
         inputs: what the run depends on; a state of other inputs is not gone on from.
+        here: the environments of the run's processes, kept with the state.
+
+    Attributes:
+        earlier: the environments of the runs that the state loaded is from.
     """
 
     path: Path
     inputs: str
+    here: list[Description] = field(default_factory=list)
+    earlier: list[Description] = field(default_factory=list)
     kept: float = field(default_factory=time.monotonic)
 
     def due(self) -> bool:
@@ -55,13 +62,15 @@ class Checkpoint:
         if about["inputs"] != self.inputs:
             say(f"{self.path.name} is of other params or images; the training starts from the beginning")
             return None
+        self.earlier = about["environments"]
         state: dict[str, Any] = filled(about["state"], tensors)
         return state
 
     def save(self, state: dict[str, Any]) -> None:
         """Keep nested dicts and lists of tensors and plain values; a process that is killed here leaves the one before."""
         tensors: dict[str, torch.Tensor] = {}
-        about = json.dumps({"inputs": self.inputs, "state": taken_out(state, tensors, "")})
+        environments = [*self.earlier, *(each for each in self.here if each not in self.earlier)]
+        about = json.dumps({"inputs": self.inputs, "environments": environments, "state": taken_out(state, tensors, "")})
         beside = self.path.with_name(f"{self.path.stem}.new.partial")  # which git ignores
         save_file(tensors, beside, {"rondo": about})
         with beside.open("rb") as file:

@@ -58,7 +58,7 @@ def embed(
     else:
         kept.begin()
         Signals.begin(signals.path, manifest, model)
-    launched(write, (signals, images, model, params, kept, seed), Launch(processes=params.processes))
+    _, run.elsewhere.processes = launched(write, (signals, images, model, params, kept, seed), Launch(processes=params.processes))
     if "mc_probs" in params.signals and drawn(model):
         signals.write_draws(*draws(model, params, seed))
     if "discriminator" in params.signals:

@@ -9,6 +9,8 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +21,22 @@ FILE = "environment.json"
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scipy", "lightly", "pillow", "pyarrow", "faiss-gpu", "faiss-cpu", "scikit-learn")
 BITWISE, STATISTICAL = "bitwise", "statistical"
 
+Description = dict[str, Any]  # what `describe` says, of this process or another
 
-def describe() -> dict[str, Any]:
+
+@dataclass
+class Elsewhere:
+    """Where else than in a stage's own process a part of it was computed."""
+
+    processes: list[Description] = field(default_factory=list)  # of the group that it started, on all nodes
+    earlier: list[Description] = field(default_factory=list)  # of runs that were cut off, and that it went on from
+
+    def mixed(self, here: Description) -> bool:
+        """Whether an earlier run was in an environment that neither this process, which is `here`, nor one of the group is in."""
+        return any(each not in (here, *self.processes) for each in self.earlier)
+
+
+def describe() -> Description:
     """Python, libraries, processor, threads and accelerators of this process's machine, and what CUDA it computed with, if it did."""
     versions = {}
     for name in LIBRARIES:
@@ -80,13 +96,33 @@ def nvidia_devices() -> list[str]:
     return done.stdout.splitlines() if done.returncode == 0 else []
 
 
-def record(folder: Path, stage: str, seconds: float, level: str = BITWISE) -> None:
-    """Note on what a stage ran, how long it took, and how nearly it can be run again, in `folder/environment.json`."""
+def record(folder: Path, stage: str, seconds: float, level: str = BITWISE, elsewhere: Elsewhere | None = None) -> None:
+    """Note on what a stage ran, how long it took, and how nearly it can be run again, in `folder/environment.json`.
+
+    Args:
+        level: of the stage where one environment has computed it; what several have computed in turn comes again nowhere, and is statistical.
+        elsewhere: where its own process has not computed it alone.
+    """
     path = folder / FILE
-    content = {"stages": load(folder) | {stage: {"seconds": round(seconds, 2), "level": level, **describe()}}}
+    here, elsewhere = describe(), elsewhere or Elsewhere()
+    noted = {"seconds": round(seconds, 2), "level": STATISTICAL if elsewhere.mixed(here) else level, **joined(here, elsewhere)}
+    content = {"stages": load(folder) | {stage: noted}}
     beside = folder / f".{FILE}.partial"
     beside.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
     beside.replace(path)
+
+
+def joined(here: Description, elsewhere: Elsewhere) -> Description:
+    """The environment of all that a stage was computed in.
+
+    Returns:
+        That of its own process, with the CUDA of its group's where it has used none itself; and where there are others, under `others`, of each what
+        is different there.
+    """
+    whole = here | {"cuda": next((each["cuda"] for each in (here, *elsewhere.processes) if each["cuda"]), None)}
+    different = [{key: value for key, value in each.items() if value != whole.get(key)} for each in (*elsewhere.earlier, *elsewhere.processes)]
+    others = [each for place, each in enumerate(different) if each and each not in different[:place]]
+    return whole | {"others": others} if others else whole
 
 
 def load(folder: Path) -> dict[str, Any]:
@@ -103,9 +139,10 @@ def differences(here: dict[str, Any], there: dict[str, Any]) -> list[str]:
     return [f"{key}: {flat_there.get(key, 'absent')} then, {flat_here.get(key, 'absent')} now" for key in keys if flat_here.get(key) != flat_there.get(key)]
 
 
-def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested keys joined by dots."""
+def flatten(content: Mapping[Any, Any], prefix: str = "") -> dict[str, str]:
+    """Nested keys joined by dots; dicts in a list go by their number."""
     flat: dict[str, str] = {}
     for key, value in content.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
+        inner = dict(enumerate(value, start=1)) if isinstance(value, list) and value and isinstance(value[0], dict) else value
+        flat |= flatten(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {f"{prefix}{key}": str(value)}
     return flat

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from tasks import environment
+from tasks.environment import Description
 from tasks.errors import RondoError
 from tasks.params import Launch
 from tasks.process import die_with_parent
@@ -19,19 +21,19 @@ class LaunchError(RondoError):
     """The processes could not be started, or one of them failed."""
 
 
-def launched(function: Callable[..., Result], arguments: tuple[Any, ...], launch: Launch) -> Result:
-    """What the function gives in this node's first process; in the group's other processes it runs alike.
+def launched(function: Callable[..., Result], arguments: tuple[Any, ...], launch: Launch) -> tuple[Result, list[Description]]:
+    """What the function gives in this node's first process, in the group's other processes it runs alike; and the environment of each, on all nodes.
 
     Args:
         function: of a module, since the processes import it; called with the arguments.
         arguments: picklable.
-        launch: how many processes; one runs here, without a group.
+        launch: how many processes; one runs here, without a group, and no environment is told.
 
     Raises:
         LaunchError: a process failed, with what it said; or several nodes and no place to meet.
     """
     if launch.processes == launch.nodes == 1:
-        return function(*arguments)
+        return function(*arguments), []
     meet = os.environ.get(RENDEZVOUS, "")
     if launch.nodes > 1 and not meet:
         raise LaunchError(f"launch.nodes is {launch.nodes}, so {RENDEZVOUS} has to say where they meet: HOST:PORT of one of them, the same on all")
@@ -51,14 +53,14 @@ def launched(function: Callable[..., Result], arguments: tuple[Any, ...], launch
         logs_specs=DefaultLogsSpecs(),
     )
     try:
-        results: dict[int, Result] = elastic_launch(config, member)(function, arguments)
+        results: dict[int, tuple[Result, list[Description]]] = elastic_launch(config, member)(function, arguments)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         raise LaunchError(f"process {rank} of {launch.processes * launch.nodes} failed: {said(failure.message)}") from error
     return results[min(results)]
 
 
-def member(function: Callable[..., Result], arguments: tuple[Any, ...]) -> Result | None:
+def member(function: Callable[..., Result], arguments: tuple[Any, ...]) -> tuple[Result | None, list[Description]] | None:
     """Run the function as one process of the group; what it gives counts in the first of a node, and is not sent from the others."""
     die_with_parent()
     import torch.distributed
@@ -70,9 +72,10 @@ def member(function: Callable[..., Result], arguments: tuple[Any, ...]) -> Resul
     torch.distributed.init_process_group()
     try:
         result = record(function)(*arguments)
+        environments = processes().gathered(environment.describe())  # after the function, which has used a GPU by now or never does
     finally:
         torch.distributed.destroy_process_group()
-    return result if local == 0 else None
+    return (result, environments) if local == 0 else None
 
 
 def said(message: Any) -> str:

@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from tasks import environment
 from tasks.artifacts import Line, Manifest, PretrainCurve, PretrainReport, Shards, StartLabels
+from tasks.environment import Description
 from tasks.errors import ParamsError
 from tasks.images import Images
 from tasks.models import PoolEncoder
@@ -81,7 +83,7 @@ def pretrain(manifest: Manifest, shards: Shards, pack: Pack, start: StartLabels,
             curve=run.scratch.resolve() / Path(PretrainCurve.file).name,
         )
         try:
-            model, lines = launched(trained, (job,), params.launch)
+            (model, lines, run.elsewhere.earlier), run.elsewhere.processes = launched(trained, (job,), params.launch)
         except (MemoryError, ValueError) as error:  # what other params may mend
             raise ParamsError(f"pretrain: {error}") from error
     report = PretrainReport(
@@ -106,8 +108,13 @@ def class_numbers(manifest: Manifest, start: StartLabels) -> Rows:
     return pd.Categorical(known["label"]).codes.astype(np.int64)
 
 
-def trained(job: Job) -> tuple[PoolEncoder, list[Line]]:
-    """The encoder and the curve, by one process alone or as a member of a group; all members give the same."""
+def trained(job: Job) -> tuple[PoolEncoder, list[Line], list[Description]]:
+    """The encoder, the curve, and the environments of runs before this one that a part of both is from.
+
+    By one process alone or as a member of a group; all members give the same.
+    """
+    import torch
+
     from al_core.devices import best_device
     from al_core.pretraining import build as build_method
     from al_core.pretraining.augment import Augment
@@ -115,9 +122,12 @@ def trained(job: Job) -> tuple[PoolEncoder, list[Line]]:
     from tasks.checkpoint import Checkpoint
     from tasks.launch import processes
 
-    params, group = job.params, processes()
+    params, group, device = job.params, processes(), best_device()
+    if device.type == "cuda":
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # or else the environment, told before the training, says that no GPU was used
     method = build_method(params.method, params.objective)
     encoder = job.begin.network().train()
+    store = Checkpoint(job.checkpoint, job.inputs, group.gathered(environment.describe()))
     curve = Curve(job.curve if group.rank == 0 else None, params.epochs)
     train(
         job.images,
@@ -127,13 +137,13 @@ def trained(job: Job) -> tuple[PoolEncoder, list[Line]]:
         source_size=job.source_size,
         seed=job.seed,
         workers=params.workers,
-        device=best_device(),
+        device=device,
         labels=job.labels,
         processes=group,
-        store=Checkpoint(job.checkpoint, job.inputs),
+        store=store,
         on_epoch=curve,
     )
-    return PoolEncoder.of(encoder), curve.lines
+    return PoolEncoder.of(encoder), curve.lines, group.first(store.earlier)
 
 
 def chosen(kind: type[Any], params: Pretrain) -> dict[str, Any]:

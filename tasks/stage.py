@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from tasks import environment
 from tasks.artifacts import Artifact
 from tasks.code_version import code_version
+from tasks.environment import Elsewhere
 from tasks.errors import ArtifactError, WorkspaceError
 from tasks.params import Params, Section
 
@@ -39,6 +40,7 @@ class Run:
     seed: int
     scratch: Path  # emptied before the stage and removed after it; outputs that are folders are built in it
     params: Params  # of the whole round, for the wiring; a stage's own knobs come as its section
+    elsewhere: Elsewhere = dataclasses.field(default_factory=Elsewhere)  # where other processes did a part of it: the stage notes them here
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,14 +123,15 @@ def execute(name: str, folder: Path) -> None:
         scratch = scratch_of(next(iter(files.values())).parent, name)
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
+        run = Run(params.round, params.seed, scratch, params)
         try:
-            result = it.function(**arguments(it, params, scratch))
+            result = it.function(**arguments(it, run))
             outputs = {"": result} if "" in files else {field: getattr(result, field) for field in files}
             for field, artifact in outputs.items():
                 artifact.save(scratch / files[field].name)
             for path in files.values():
                 replace(scratch / path.name, path)
-            environment.record(Path(), name, time.monotonic() - started, environment.level(name, params))
+            environment.record(Path(), name, time.monotonic() - started, environment.level(name, params), run.elsewhere)
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise full_disk(name, scratch.parent) from error
@@ -142,13 +145,13 @@ def scratch_of(folder: Path, name: str) -> Path:
     return folder / f".{name}.partial"
 
 
-def arguments(it: Stage, params: Params, scratch: Path) -> dict[str, Any]:
+def arguments(it: Stage, run: Run) -> dict[str, Any]:
     """What the stage's function is called with."""
-    values: dict[str, Any] = {argument: kind.load(Path(resolve(kind.file, params))) for argument, kind in it.reads.items()}
+    values: dict[str, Any] = {argument: kind.load(Path(resolve(kind.file, run.params))) for argument, kind in it.reads.items()}
     if it.section:
-        values[it.section[0]] = getattr(params, it.name.replace("-", "_"))
+        values[it.section[0]] = getattr(run.params, it.name.replace("-", "_"))
     if it.takes_run:
-        values[it.takes_run] = Run(params.round, params.seed, scratch, params)
+        values[it.takes_run] = run
     return values
 
 

@@ -60,6 +60,20 @@ def test_a_state_of_other_inputs_is_left_alone(tmp_path: Path, capsys: pytest.Ca
     assert Checkpoint(tmp_path / "run", "a").load() == {"part": 7}
 
 
+def test_a_state_says_all_environments_that_it_is_from(tmp_path: Path) -> None:
+    Checkpoint(tmp_path / "run", "a", here=[{"threads": 1}]).save({"part": 1})
+    Checkpoint(tmp_path / "run", "b", here=[{"threads": 9}]).load()
+    second = Checkpoint(tmp_path / "run", "a", here=[{"threads": 2}, {"threads": 1}])
+    assert second.earlier == []
+    second.load()
+    assert second.earlier == [{"threads": 1}]
+    second.save({"part": 2})
+    assert second.earlier == [{"threads": 1}], "what this run has done is none of it"
+    third = Checkpoint(tmp_path / "run", "a")
+    third.load()
+    assert third.earlier == [{"threads": 1}, {"threads": 2}]
+
+
 def test_a_save_that_is_cut_off_leaves_the_state_before(tmp_path: Path) -> None:
     kept = Checkpoint(tmp_path / "run", "a")
     kept.save({"part": 1})

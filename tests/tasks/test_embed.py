@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from al_core.encoders import Encoder, build
-from tasks import embed
+from tasks import embed, environment
 from tasks.embed import ROWS
 from tasks.errors import ParamsError
 from tasks.images import Images
@@ -182,10 +182,14 @@ def test_a_raw_pack_of_the_models_size_gives_the_same_bytes(pools: Path, tmp_pat
 
 
 def test_two_processes_write_the_bytes_of_one(pools: Path, tmp_path: Path, undisturbed: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "threads", lambda: 99)  # here, not in the processes
     folder = opened(pools, tmp_path / "round")
     cut_off(folder, 21, monkeypatch)
     execute("embed", opened(pools, folder, processes=2))  # and go on with what one had done
     assert signals_of(folder) == undisturbed
+    monkeypatch.undo()
+    noted = environment.load(folder)["embed"]
+    assert (noted["threads"], noted["others"]) == (99, [{"threads": environment.threads()}])
 
 
 def test_out_of_memory_names_the_batch_size_to_try(pools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tasks import environment
+from tasks.environment import Elsewhere
 from tasks.params import Params
 
 
@@ -48,6 +49,40 @@ def test_describing_a_machine_does_not_import_torch() -> None:
 def test_without_a_gpu_no_cuda_was_used() -> None:
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         assert environment.cuda() is None
+
+
+HERE = {"processor": "A", "threads": 4, "cuda": None, "libraries": {"torch": "2.9"}}
+
+
+def test_a_gpu_that_only_the_processes_of_the_group_used_was_used() -> None:
+    children = [HERE | {"cuda": "12.8, cuDNN 9"}] * 2
+    assert environment.joined(HERE, Elsewhere(processes=children)) == children[0]
+    assert environment.joined(HERE, Elsewhere()) == HERE
+
+
+def test_of_other_environments_the_record_says_what_is_different_there() -> None:
+    with_gpu = HERE | {"cuda": "12.8, cuDNN 9"}
+    children, earlier = [with_gpu, with_gpu | {"threads": 1}], [with_gpu | {"processor": "B", "libraries": {"torch": "2.8"}}, with_gpu]
+    joined = environment.joined(HERE, Elsewhere(children, earlier))
+    assert joined == with_gpu | {"others": [{"processor": "B", "libraries": {"torch": "2.8"}}, {"threads": 1}]}
+    assert environment.differences(with_gpu, joined) == [
+        "others.1.libraries.torch: 2.8 then, absent now",
+        "others.1.processor: B then, absent now",
+        "others.2.threads: 1 then, absent now",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "mixed"),
+    [
+        (Elsewhere(), False),
+        (Elsewhere(earlier=[HERE]), False),
+        (Elsewhere(earlier=[HERE, HERE | {"threads": 2}]), True),
+        (Elsewhere(processes=[HERE | {"threads": 2}], earlier=[HERE | {"threads": 2}]), False),
+    ],
+)
+def test_what_was_gone_on_with_in_another_environment_is_mixed(elsewhere: Elsewhere, mixed: bool) -> None:
+    assert elsewhere.mixed(HERE) == mixed
 
 
 @pytest.mark.gpu

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from al_core.encoders import build
-from tasks import git, rounds
+from tasks import environment, git, rounds
 from tasks.artifacts import PretrainCurve, PretrainReport
 from tasks.checkpoint import Checkpoint
 from tasks.errors import ArtifactError, ParamsError
@@ -99,18 +99,27 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(opened: Callable[...
     for name in ("encoder.safetensors", CHECKPOINT):
         (this.path / name).unlink()
     for deaths in (1, 2):
-        before = kept_at(this)
-        process = subprocess.Popen([sys.executable, "-m", "tasks", "pretrain", str(this.path)], env=os.environ | {"OMP_NUM_THREADS": "1"})
-        deadline = time.monotonic() + 120
-        while kept_at(this) == before:
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        kill_when_kept(this)
         assert not (this.path / "encoder.safetensors").exists(), deaths
     execute("pretrain", this.path)
     assert (this.path / "encoder.safetensors").read_bytes() == encoder
     assert (this.path / "pretrain.jsonl").read_bytes() == curve
+
+
+def start(this: Round, threads: int = 1) -> subprocess.Popen[bytes]:
+    """The stage in a process of its own."""
+    return subprocess.Popen([sys.executable, "-m", "tasks", "pretrain", str(this.path)], env=os.environ | {"OMP_NUM_THREADS": str(threads)})
+
+
+def kill_when_kept(this: Round, threads: int = 1) -> None:
+    """Start the stage and kill it as soon as it has kept a state."""
+    before, process = kept_at(this), start(this, threads)
+    deadline = time.monotonic() + 120
+    while kept_at(this) == before:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
 
 
 def kept_at(this: Round) -> int:
@@ -139,12 +148,16 @@ def rewrite(this: Round, **changes: object) -> None:
     (this.path / "params.yaml").write_text(params.model_copy(update={"pretrain": section}).dump(), "utf-8")
 
 
-def test_two_processes_train_together(opened: Callable[..., Round]) -> None:
+def test_two_processes_train_together(opened: Callable[..., Round], monkeypatch: pytest.MonkeyPatch) -> None:
     this = opened()
     execute("pretrain", this.path)
     alone = lines(this)
     rewrite(this, launch=Launch(processes=2))
+    monkeypatch.setattr(environment, "threads", lambda: 99)  # here, not in the processes
     execute("pretrain", this.path)
+    monkeypatch.undo()
+    noted = environment.load(this.path)["pretrain"]
+    assert (noted["threads"], noted["others"], noted["level"]) == (99, [{"threads": environment.threads()}], "bitwise")
     together = lines(this)
     assert [line["loss"] for line in together] == pytest.approx([line["loss"] for line in alone], rel=2e-3)
     weights = PoolEncoder.load(this.path / "encoder.safetensors").weights
@@ -157,6 +170,29 @@ def test_what_a_process_of_several_says_when_it_fails_is_passed_on(opened: Calla
         LaunchError, match=r"process \d of 2 failed: ValueError: pretrain.batch_size is 9, which 1 parts .* of 2 processes .* cannot share evenly"
     ):
         execute("pretrain", this.path)
+
+
+def test_what_other_processes_ran_in_is_told() -> None:
+    done, environments = launched(with_seven_threads, (), Launch(processes=2))
+    assert done == "done"
+    assert environments == [environment.describe() | {"threads": 7}] * 2
+
+
+def with_seven_threads() -> str:
+    """As a process whose environment is not that of its parent."""
+    os.environ["OMP_NUM_THREADS"] = "7"
+    return "done"
+
+
+def test_a_training_that_goes_on_with_other_threads_names_both_and_is_not_bitwise(opened: Callable[..., Round]) -> None:
+    this = opened(epochs=40)
+    kill_when_kept(this, threads=2)
+    assert start(this, threads=2).wait() == 0
+    once = environment.load(this.path)["pretrain"]
+    assert (once["threads"], once["level"], once.get("others")) == (2, "bitwise", None)
+    assert start(this, threads=1).wait() == 0  # goes on from the state that is left, in which all is done
+    twice = environment.load(this.path)["pretrain"]
+    assert (twice["threads"], twice["level"], twice["others"]) == (1, "statistical", [{"threads": 2}])
 
 
 def test_several_nodes_need_a_place_to_meet(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,8 +210,8 @@ def test_two_machines_train_together(opened: Callable[..., Round], tmp_path: Pat
         meet = f"127.0.0.1:{free.getsockname()[1]}"
     other = tmp_path / "other"
     shutil.copytree(this.path, other)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "RONDO_RENDEZVOUS": meet}
-    stages = [subprocess.Popen([sys.executable, "-m", "tasks", "pretrain", str(folder)], env=environment) for folder in (this.path, other)]
+    meeting = os.environ | {"OMP_NUM_THREADS": "1", "RONDO_RENDEZVOUS": meet}
+    stages = [subprocess.Popen([sys.executable, "-m", "tasks", "pretrain", str(folder)], env=meeting) for folder in (this.path, other)]
     assert [stage.wait(240) for stage in stages] == [0, 0]
     assert (this.path / "encoder.safetensors").read_bytes() == (other / "encoder.safetensors").read_bytes()
     assert (this.path / "pretrain.jsonl").read_bytes() == (other / "pretrain.jsonl").read_bytes()
