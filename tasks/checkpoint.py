@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -28,7 +27,7 @@ class Checkpoint:
 
     Args:
         path: of the file; nothing but this run writes it.
-        inputs: what the run depends on; a state of other inputs is not gone on from.
+        inputs: fingerprint of what the run depends on; a state of other inputs is not gone on from.
         here: the environments of the run's processes, kept with the state.
 
     Attributes:
@@ -77,15 +76,6 @@ class Checkpoint:
             os.fsync(file.fileno())
         beside.replace(self.path)
         self.kept = time.monotonic()
-
-
-def fingerprint(*parts: str | bytes) -> str:
-    """sha256 of what a run depends on."""
-    total = hashlib.sha256()
-    for part in parts:
-        data = part.encode() if isinstance(part, str) else part
-        total.update(len(data).to_bytes(8, "big") + data)
-    return total.hexdigest()
 
 
 def taken_out(value: Any, tensors: dict[str, torch.Tensor], path: str) -> Any:

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from al_core.seeds import derive
 from tasks import environment
 from tasks.artifacts import Manifest, PreviousLabels, Shards, StartLabels
 from tasks.errors import ParamsError
+from tasks.fingerprint import fingerprint
 from tasks.images import Images
 from tasks.launch import launched
 from tasks.launch import processes as group
@@ -199,21 +199,11 @@ class Kept:
 
 
 def inputs(manifest: Manifest, pack: Pack, model: Model, params: Embed, code: str, seed: int) -> str:
-    """sha256 of all that a row depends on, the machine included."""
-    cache, classes = pack.cache, model.head.classes if model.head else None
-    said = [
-        params.model_dump(mode="json", exclude={"workers", "processes"}),
-        cache and cache.model_dump(),
-        model.digest(),
-        classes,
-        code,
-        seed,
-        environment.describe(),
-    ]
-    total = sha256(json.dumps(said, sort_keys=True).encode())
-    total.update(manifest.ids.tobytes())
+    """Fingerprint of all that a row depends on, the machine included."""
+    asked, machine = params.model_dump_json(exclude={"workers", "processes"}), json.dumps(environment.describe(), sort_keys=True)
+    parts: list[str | bytes] = [asked, machine, code, str(seed), repr(pack.cache), manifest.ids.tobytes(), model.digest()]
     if model.head:
-        total.update(model.head.weight.tobytes() + model.head.bias.tobytes())
+        parts += [model.head.weight.tobytes(), model.head.bias.tobytes(), *model.head.classes]
     for name, values in sorted((model.loss or {}).items()):
-        total.update(name.encode() + values.tobytes())
-    return total.hexdigest()
+        parts += [name, values.tobytes()]
+    return fingerprint(*parts)

@@ -15,6 +15,7 @@ from tasks import environment
 from tasks.artifacts import Line, Manifest, PretrainCurve, PretrainReport, Shards, StartLabels
 from tasks.environment import Description
 from tasks.errors import ParamsError
+from tasks.fingerprint import fingerprint
 from tasks.images import Images
 from tasks.models import PoolEncoder
 from tasks.pack import Pack, RawImages, images_for
@@ -60,7 +61,6 @@ def pretrain(manifest: Manifest, shards: Shards, pack: Pack, start: StartLabels,
     """Train the encoder on the pool's train images, without labels."""
     from al_core.encoders import build, n_parameters
     from al_core.seeds import derive
-    from tasks.checkpoint import fingerprint
     from tasks.launch import launched
 
     seed = derive(run.seed, run.round, "pretrain")

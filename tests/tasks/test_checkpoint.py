@@ -10,7 +10,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from tasks.checkpoint import Checkpoint, fingerprint
+from tasks.checkpoint import Checkpoint
 from tasks.errors import ArtifactError
 
 
@@ -88,8 +88,3 @@ def test_a_damaged_file_is_said_so(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(ArtifactError, match=rf"{re.escape(str(path))} is damaged \(.+\); delete it, and the training starts from the beginning"):
         Checkpoint(path, "a").load()
-
-
-def test_a_fingerprint_tells_where_parts_end() -> None:
-    assert fingerprint("ab", "c") != fingerprint("a", "bc")
-    assert fingerprint("ab", b"c") == fingerprint("ab", "c")
