@@ -279,7 +279,7 @@ class PretrainReport(Record):
     method: str
     encoder: str
     stem: str
-    weights: str | None  # that it began with: sha256 of the file, or timm; null: random
+    weights: str | None  # that it began with: sha256 of the file, or of the encoder with what timm gave; null: random
     image_size: int
     dim: int  # length of an embedding
     parameters: int

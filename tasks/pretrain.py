@@ -22,7 +22,7 @@ from tasks.pack import Pack, RawImages, images_for
 from tasks.params import Pretrain
 from tasks.progress import line, say
 from tasks.stage import Run, stage
-from tasks.weights import load_weights
+from tasks.weights import TIMM, load_weights
 
 if TYPE_CHECKING:
     from al_core.pretraining.train import Epoch
@@ -67,19 +67,19 @@ def pretrain(manifest: Manifest, shards: Shards, pack: Pack, start: StartLabels,
     encoder = build(params.encoder, seed, image_size=params.image_size, stem=params.stem)
     if params.weights:
         load_weights(encoder, params.weights, params.weights_sha256)
-    model = PoolEncoder.of(encoder)
+    given = model = PoolEncoder.of(encoder)
     rows = np.flatnonzero(manifest.frame["split"] == "train")
     lines: list[Line] = []
     if params.method != "none":
         job = Job(
             params,
-            model,
+            given,
             images_for("pretrain", params.image_size, manifest, Shards(shards.path.resolve()), Pack(pack.path.resolve())).only(rows),
             max(params.image_size, pack.cache.size if pack.cache else 0),
             class_numbers(manifest, start)[rows],
             seed,
             checkpoint=run.scratch.resolve().parent / CHECKPOINT,
-            inputs=fingerprint(params.model_dump_json(), repr(pack.cache), model.digest(), str(seed), run.params.code, *manifest.ids[rows]),
+            inputs=fingerprint(params.model_dump_json(), repr(pack.cache), given.digest(), str(seed), run.params.code, *manifest.ids[rows]),
             curve=run.scratch.resolve() / Path(PretrainCurve.file).name,
         )
         try:
@@ -90,7 +90,7 @@ def pretrain(manifest: Manifest, shards: Shards, pack: Pack, start: StartLabels,
         method=params.method,
         encoder=params.encoder,
         stem=params.stem,
-        weights=params.weights_sha256 or params.weights,
+        weights=given.digest() if params.weights == TIMM else params.weights_sha256 or params.weights,
         image_size=params.image_size,
         dim=encoder.dim,
         parameters=n_parameters(encoder),

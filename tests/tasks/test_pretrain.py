@@ -231,3 +231,53 @@ def test_without_a_method_the_pools_encoder_has_the_weights_that_were_given(open
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(ArtifactError, match="when the pool was opened; put that file back, or open the pool again"):
         execute("pretrain", this.path)
+
+
+def test_other_weights_of_timm_are_told_by_the_report(opened: Callable[..., Round], tmp_path: Path) -> None:
+    """timm's own way to a file in its hub's cache, as the hub's client lays it out; the weights in it are ours."""
+    this = opened(method="none", objective={}, encoder="timm/test_resnet", image_size=32, weights="timm")
+    hub = tmp_path / "hub"
+    told, digests = [], []
+    for seed in (1, 2):
+        put_into_hub(hub, "timm/test_resnet.r160_in1k", seed)
+        offline(this, hub)
+        encoder = PoolEncoder.load(this.path / "encoder.safetensors")
+        told.append(PretrainReport.load(this.path / "encoder.json").weights)
+        digests.append(encoder.digest())
+        body = encoder.network().body.state_dict()
+        assert all(torch.equal(value, body[name]) for name, value in published(seed).state_dict().items() if not name.startswith("fc."))
+    assert told == digests
+    assert told[0] != told[1]
+
+
+def test_weights_of_timm_that_cannot_be_had_are_an_error_that_says_what_to_do(opened: Callable[..., Round], tmp_path: Path) -> None:
+    this = opened(method="none", objective={}, encoder="timm/test_resnet", image_size=32, weights="timm")
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        offline(this, tmp_path / "empty")
+    assert "Traceback" not in failed.value.stderr
+    assert "pretrain.weights is 'timm', but the weights of 'timm/test_resnet' cannot be had here (LocalEntryNotFoundError: " in failed.value.stderr
+    assert "fetch them on a machine with network, save model.state_dict() as .safetensors, and name that file" in failed.value.stderr
+
+
+def published(seed: int) -> torch.nn.Module:
+    """A network of timm as it would be published, classifier and all."""
+    import timm
+
+    torch.manual_seed(seed)
+    network: torch.nn.Module = timm.create_model("test_resnet")
+    return network
+
+
+def put_into_hub(hub: Path, name: str, seed: int) -> None:
+    """Weights in a folder as huggingface_hub caches them: a revision of its own for each seed, and the name of the newest."""
+    cached, revision = hub / "hub" / f"models--{name.replace('/', '--')}", str(seed) * 40
+    (cached / "refs").mkdir(parents=True, exist_ok=True)
+    (cached / "snapshots" / revision).mkdir(parents=True, exist_ok=True)
+    (cached / "refs/main").write_text(revision, "utf-8")
+    save_file(published(seed).state_dict(), cached / "snapshots" / revision / "model.safetensors")
+
+
+def offline(this: Round, hub: Path) -> None:
+    """The stage in a process of its own, with a hub's cache and no network."""
+    surroundings = os.environ | {"HF_HOME": str(hub), "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-m", "tasks", "pretrain", str(this.path)], env=surroundings, capture_output=True, text=True, check=True)
