@@ -29,6 +29,17 @@ MIN_CROP = 0.8  # smallest share of the side that a random crop keeps
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """How encoder and classifier are trained together."""
+
+    epochs: int
+    batch_size: int  # images a step
+    learning_rate: float  # of AdamW at the start; it falls to 0 along a cosine
+    flip: bool = False  # mirror left-right half of the time
+    loss_prediction: Recipe | None = None  # of a module beside that learns to predict the loss of an image; None: none is trained
+
+
+@dataclass(frozen=True)
 class Finetuned:
     """An encoder with the linear head that was trained on it."""
 
@@ -58,37 +69,31 @@ def finetune(
     images: Images,
     labels: npt.NDArray[np.int64],
     encoder: Encoder,
+    how: Tuning,
     *,
     classes: int,
-    image_size: int,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
     seed: int,
     workers: int,
     device: torch.device,
+    weights: npt.NDArray[np.float64] | None = None,
     head: Linear | None = None,
     l2: float | None = 1e-3,
-    weights: npt.NDArray[np.float64] | None = None,
-    flip: bool = False,
-    loss_prediction: Recipe | None = None,
     on_epoch: OnEpoch = lambda epoch, loss, rate: None,
 ) -> Finetuned:
     """All weights trained on the labels, from copies of the encoder and of a linear head; what is given is left as it is.
 
     Without a head given it starts as the logistic regression on the encoder's own features, since one that starts at random distorts them before it has
-    learned anything (Kumar et al. 2022, https://arxiv.org/abs/2202.10054). Then cross-entropy by AdamW, whose rate falls to 0 along a cosine. Batch norm
-    keeps the statistics of pretraining, as few labels give poor ones; its scales and shifts are trained.
+    learned anything (Kumar et al. 2022, https://arxiv.org/abs/2202.10054). Then cross-entropy by AdamW. Batch norm keeps the statistics of pretraining, as
+    few labels give poor ones; its scales and shifts are trained.
 
     Args:
         images: the labelled images.
         labels: (n,) in 0..classes-1, one for each image.
         classes: how many there are, with or without examples.
+        seed: of order and views.
+        weights: (classes,) how much an example of each class counts in the loss, above 0; None: all alike.
         head: what training starts from; None: the logistic regression.
         l2: ridge of that regression, see `linear.fit`; None: by cross-validation.
-        weights: (classes,) how much an example of each class counts in the loss, above 0; None: all alike.
-        flip: mirror left-right half of the time.
-        loss_prediction: train a module beside that predicts the loss of an image, so; None: none.
         on_epoch: called after each epoch.
 
     Raises:
@@ -96,31 +101,15 @@ def finetune(
     """
     check(images, labels, classes)
     encoder = copy.deepcopy(encoder)
-    held = resized(images, image_size, workers=workers)
+    held = resized(images, encoder.image_size, workers=workers)
     if head is None:
-        x = np.concatenate(list(features(held, encoder, image_size=image_size, batch_size=batch_size, workers=workers, device=device)))
+        x = np.concatenate(list(features(held, encoder, image_size=encoder.image_size, batch_size=how.batch_size, workers=workers, device=device)))
         strength = cross_validate(x, labels, classes, seed=seed, weights=weights, device=device).l2 if l2 is None else l2
         head = fit(x, labels, classes, l2=strength, weights=weights, device=device)
     last = head.layer()
     nn.Sequential(encoder, last).to(device).eval()  # eval: of its layers only batch norm and dropout mind
-    return train(
-        encoder,
-        last,
-        held,
-        labels,
-        image_size=image_size,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        asked_for="retrain.learning_rate",
-        seed=seed,
-        workers=workers,
-        device=device,
-        weights=weights,
-        flip=flip,
-        loss_prediction=loss_prediction,
-        on_epoch=on_epoch,
-    )
+    knob = "retrain.learning_rate"
+    return train(encoder, last, held, labels, how, knob=knob, seed=seed, workers=workers, device=device, weights=weights, on_epoch=on_epoch)
 
 
 def train(
@@ -128,38 +117,34 @@ def train(
     head: nn.Linear,
     images: Images,
     labels: npt.NDArray[np.int64],
+    how: Tuning,
     *,
-    image_size: int,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    asked_for: str,
+    knob: str,
     seed: int,
     workers: int,
     device: torch.device,
     weights: npt.NDArray[np.float64] | None,
-    flip: bool,
-    loss_prediction: Recipe | None,
     on_epoch: OnEpoch,
     drop_last: bool = False,
 ) -> Finetuned:
     """Encoder and head, trained in place as `finetune` says; in training or evaluation mode and on the device as they are given.
 
     Args:
-        images: the labelled images, best at `image_size` already.
-        asked_for: name of the knob of the learning rate, for errors.
+        images: the labelled images, best of the encoder's size already.
+        knob: name of the learning rate's, for errors.
         drop_last: leave out what does not fill the last batch of an epoch.
     """
     network = nn.Sequential(encoder, head)
-    teacher = loss_prediction and Teacher(encoder, loss_prediction, image_size=image_size, epochs=epochs, seed=seed, device=device)
-    optimizer = torch.optim.AdamW([*network.parameters(), *(teacher.module.parameters() if teacher else ())], lr=learning_rate)
+    size, recipe = encoder.image_size, how.loss_prediction
+    teacher = recipe and Teacher(encoder, recipe, image_size=size, epochs=how.epochs, seed=seed, device=device)
+    optimizer = torch.optim.AdamW([*network.parameters(), *(teacher.module.parameters() if teacher else ())], lr=how.learning_rate)
     seed = derive(seed, "finetune")
-    picks = list(shuffled(range(len(labels)), batch_size, epochs, seed, drop_last=drop_last))
-    per_epoch = len(picks) // epochs
+    picks = list(shuffled(range(len(labels)), how.batch_size, how.epochs, seed, drop_last=drop_last))
+    per_epoch = len(picks) // how.epochs
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(picks))
     truth = torch.as_tensor(labels, device=device)
     counts = None if weights is None else torch.as_tensor(weights, dtype=torch.float32, device=device)
-    batches = load(images, picks, Jitter(image_size, MIN_CROP, flip), seed=seed, workers=workers)
+    batches = load(images, picks, Jitter(size, MIN_CROP, how.flip), seed=seed, workers=workers)
     watching: AbstractContextManager[list[Tensor]] = teacher.watched.seen() if teacher else nullcontext([])
     with deterministic(1), watching as stages:
         total = seen = 0.0
@@ -177,7 +162,7 @@ def train(
             schedule.step()
             total, seen = total + loss.item() * len(batch), seen + len(batch)
             if not math.isfinite(total):
-                raise ValueError(f"the loss of step {step} is {loss.item()}; lower {asked_for} (now {learning_rate})")
+                raise ValueError(f"the loss of step {step} is {loss.item()}; lower {knob} (now {how.learning_rate})")
             epoch, rest = divmod(step, per_epoch)
             if rest == 0:
                 on_epoch(epoch, total / seen, rate)

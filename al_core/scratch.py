@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -10,9 +11,8 @@ import torch
 from torch import nn
 
 from al_core.encoders import Encoder, build
-from al_core.finetune import Finetuned, check, train
+from al_core.finetune import Finetuned, Tuning, check, train
 from al_core.loading import Images, OnEpoch, resized
-from al_core.loss_prediction import Recipe
 from al_core.seeds import derive, seeded
 
 
@@ -20,65 +20,42 @@ def scratch(
     images: Images,
     labels: npt.NDArray[np.int64],
     encoder: Encoder,
+    how: Tuning,
     *,
     classes: int,
-    image_size: int,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
     seed: int,
     workers: int,
     device: torch.device,
     weights: npt.NDArray[np.float64] | None = None,
-    flip: bool = False,
-    loss_prediction: Recipe | None = None,
     on_epoch: OnEpoch = lambda epoch, loss, rate: None,
 ) -> Finetuned:
     """All weights trained on the labels, from random ones drawn for the seed; of the encoder given only the architecture is used.
 
-    Cross-entropy by AdamW, whose rate falls to 0 along a cosine, on the views that `finetune` takes. Batch norm and dropout are in training mode, and an
-    epoch leaves out what does not fill its last batch, since batch norm takes its statistics from it.
+    Cross-entropy by AdamW on the views that `finetune` takes. Batch norm and dropout are in training mode, and an epoch leaves out what does not fill its
+    last batch, since batch norm takes its statistics from it.
 
     Args:
         images: the labelled images.
         labels: (n,) in 0..classes-1, one for each image.
         classes: how many there are, with or without examples.
-        epochs: see `enough_epochs`.
+        how: for its epochs see `enough_epochs`.
+        seed: of the weights at the start, of order and views.
         weights: (classes,) how much an example of each class counts in the loss, above 0; None: all alike.
-        flip: mirror left-right half of the time.
-        loss_prediction: train a module beside that predicts the loss of an image, so; None: none.
         on_epoch: called after each epoch.
 
     Raises:
         ValueError: batches of fewer than 2 images, labels that do not fit the images or the classes, or a loss that is not finite.
     """
     check(images, labels, classes)
-    batch_size = min(batch_size, len(labels))
-    if batch_size < 2:
-        raise ValueError(f"a batch holds {batch_size} of {len(labels)} labelled images, expected at least 2, which batch norm takes its statistics from")
+    how = replace(how, batch_size=min(how.batch_size, len(labels)))
+    if how.batch_size < 2:
+        raise ValueError(f"a batch holds {how.batch_size} of {len(labels)} labelled images, expected at least 2, which batch norm takes its statistics from")
     made = build(encoder.name, derive(seed, "scratch"), image_size=encoder.image_size, stem=encoder.stem)
     with seeded(seed, "scratch head"):
         head = nn.Linear(made.dim, classes)
     nn.Sequential(made, head).to(device).train()
-    trained = train(
-        made,
-        head,
-        resized(images, image_size, workers=workers),
-        labels,
-        image_size=image_size,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        asked_for="retrain.scratch.learning_rate",
-        seed=seed,
-        workers=workers,
-        device=device,
-        weights=weights,
-        flip=flip,
-        loss_prediction=loss_prediction,
-        on_epoch=on_epoch,
-        drop_last=True,
-    )
+    held, knob = resized(images, encoder.image_size, workers=workers), "retrain.scratch.learning_rate"
+    trained = train(made, head, held, labels, how, knob=knob, seed=seed, workers=workers, device=device, weights=weights, on_epoch=on_epoch, drop_last=True)
     made.eval()
     return trained
 

@@ -163,30 +163,28 @@ def weights_of(train: Examples, classes: list[str], params: Retrain) -> Doubles 
 def tuned(train: Examples, images: Images | RawImages, start: Model, signals: Signals, classes: list[str], params: Retrain, run: Run) -> Trained:
     """All weights trained on the labelled images, from those of a model or from random ones."""
     from al_core.devices import best_device
-    from al_core.finetune import finetune
+    from al_core.finetune import Tuning, finetune
     from al_core.scratch import enough_epochs, scratch
     from al_core.seeds import derive
 
+    how = Tuning(params.epochs, params.batch_size, params.learning_rate, params.flip, loss_recipe(params.loss_prediction))
     if params.mode == "scratch":
         epochs = enough_epochs(len(train.rows), params.batch_size, epochs=params.epochs, min_steps=params.scratch.min_steps)
-        fit = partial(scratch, epochs=epochs, learning_rate=params.scratch.learning_rate)
+        how, fit = replace(how, epochs=epochs, learning_rate=params.scratch.learning_rate), scratch
     else:
-        epochs, head = params.epochs, start_head(start, classes) if params.warm_start else None
-        fit = partial(finetune, epochs=epochs, learning_rate=params.learning_rate, l2=None if params.l2 == "auto" else params.l2, head=head)
+        head = start_head(start, classes) if params.warm_start else None
+        fit = partial(finetune, head=head, l2=None if params.l2 == "auto" else params.l2)
     result = fit(
         images.only(train.rows),
         train.classes,
         start.network(),
+        how,
         classes=len(classes),
-        image_size=start.image_size,
-        batch_size=params.batch_size,
-        weights=weights_of(train, classes, params),
-        flip=params.flip,
-        loss_prediction=loss_recipe(params.loss_prediction),
         seed=derive(run.seed, run.round, "retrain"),
         workers=params.workers,
         device=best_device(),
-        on_epoch=Epochs(epochs),
+        weights=weights_of(train, classes, params),
+        on_epoch=Epochs(how.epochs),
     )
     model = Model.of(result.encoder, Head(result.head.weight, result.head.bias, classes))
     if result.loss_prediction:

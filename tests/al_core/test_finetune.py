@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,11 +8,12 @@ from PIL import Image
 
 from al_core.encoders import build
 from al_core.features import features
-from al_core.finetune import Finetuned, Jitter, finetune
+from al_core.finetune import Finetuned, Jitter, Tuning, finetune
 from al_core.linear import fit
 from al_core.loading import Square, in_order, load
 
 LABELS = np.arange(24) % 2 * 2  # class 1 has no examples
+HOW = Tuning(epochs=3, batch_size=10, learning_rate=1e-3)
 
 
 class Stripes:
@@ -27,10 +29,9 @@ class Stripes:
         return Image.fromarray((striped + noise).astype(np.uint8))
 
 
-def tune(**changes: Any) -> Finetuned:
-    arguments: dict[str, Any] = {"labels": LABELS, "classes": 3, "image_size": 12, "epochs": 3, "batch_size": 10, "learning_rate": 1e-3}
-    arguments |= {"seed": 0, "workers": 0, "device": torch.device("cpu"), "encoder": build("small", 0), "images": Stripes()} | changes
-    return finetune(**arguments)
+def tune(how: Tuning = HOW, **changes: Any) -> Finetuned:
+    arguments: dict[str, Any] = {"images": Stripes(), "labels": LABELS, "encoder": build("small", 0, image_size=12), "classes": 3}
+    return finetune(how=how, **arguments | {"seed": 0, "workers": 0, "device": torch.device("cpu")} | changes)
 
 
 def logits(result: Finetuned) -> torch.Tensor:
@@ -43,16 +44,16 @@ def logits(result: Finetuned) -> torch.Tensor:
 
 def test_it_learns_what_it_is_shown() -> None:
     losses: list[float] = []
-    result = tune(epochs=10, learning_rate=3e-3, on_epoch=lambda epoch, loss, rate: losses.append(loss))
+    result = tune(replace(HOW, epochs=10, learning_rate=3e-3), on_epoch=lambda epoch, loss, rate: losses.append(loss))
     assert (logits(result).argmax(1).numpy() == LABELS).all()
     assert losses[-1] < 0.5 * losses[0]
 
 
 def test_it_starts_from_the_logistic_regression() -> None:
-    encoder = build("small", 0)
+    encoder = build("small", 0, image_size=12)
     x = np.concatenate(list(features(Stripes(), encoder, image_size=12, batch_size=24, workers=0, device=torch.device("cpu"))))
     expected = fit(x, LABELS, 3, l2=0.5)
-    head = tune(encoder=encoder, epochs=1, learning_rate=1e-12, l2=0.5).head
+    head = tune(replace(HOW, epochs=1, learning_rate=1e-12), encoder=encoder, l2=0.5).head
     np.testing.assert_allclose(head.weight, expected.weight, atol=1e-6)
     np.testing.assert_allclose(head.bias, expected.bias, atol=1e-6)
 
@@ -60,15 +61,15 @@ def test_it_starts_from_the_logistic_regression() -> None:
 def test_it_starts_from_the_head_given() -> None:
     head = fit(np.random.default_rng(0).normal(size=(24, 128)).astype(np.float32), LABELS, 3, l2=0.1)
     before = head.weight.copy()
-    result = tune(head=head, epochs=1, learning_rate=1e-12).head
+    result = tune(replace(HOW, epochs=1, learning_rate=1e-12), head=head).head
     np.testing.assert_allclose(result.weight, before, atol=1e-9)
     np.testing.assert_allclose(result.bias, head.bias, atol=1e-9)
-    assert not np.allclose(tune(head=head, epochs=1).head.weight, before, atol=1e-4)
+    assert not np.allclose(tune(replace(HOW, epochs=1), head=head).head.weight, before, atol=1e-4)
     assert (head.weight == before).all(), "the head given was changed"
 
 
 def test_all_weights_move_but_batch_norms_statistics_and_the_encoder_given() -> None:
-    encoder = build("small", 0)
+    encoder = build("small", 0, image_size=12)
     encoder.train()(torch.rand(64, 3, 12, 12))
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     after = tune(encoder=encoder).encoder.state_dict()
@@ -80,14 +81,15 @@ def test_all_weights_move_but_batch_norms_statistics_and_the_encoder_given() -> 
 
 def test_the_rate_falls_along_a_cosine() -> None:
     seen: dict[int, float] = {}
-    tune(epochs=2, on_epoch=lambda epoch, loss, rate: seen.update({epoch: rate}))
+    tune(replace(HOW, epochs=2), on_epoch=lambda epoch, loss, rate: seen.update({epoch: rate}))
     last_steps = {1: 2, 2: 5}  # of 3 in each epoch, from 0
     assert seen == pytest.approx({epoch: 1e-3 * (1 + np.cos(np.pi * step / 6)) / 2 for epoch, step in last_steps.items()})
 
 
 def test_the_result_depends_on_the_seed_and_not_on_the_workers() -> None:
     before = torch.get_rng_state()
-    first, second, other = tune(epochs=1), tune(epochs=1, workers=2), tune(epochs=1, seed=1)
+    once = replace(HOW, epochs=1)
+    first, second, other = tune(once), tune(once, workers=2), tune(once, seed=1)
     assert torch.equal(before, torch.get_rng_state()), "it drew from the global generator"
     assert first.head.weight.tobytes() == second.head.weight.tobytes() != other.head.weight.tobytes()
     assert all(torch.equal(a, b) for a, b in zip(first.encoder.parameters(), second.encoder.parameters(), strict=True))
@@ -115,4 +117,4 @@ def test_errors_say_what_was_got() -> None:
     with pytest.raises(ValueError, match="labels reach from 0 to 2, expected 0 to 1"):
         tune(classes=2)
     with pytest.raises(ValueError, match=r"the loss of step 2 is nan; lower retrain.learning_rate \(now 1e\+30\)"):
-        tune(learning_rate=1e30)
+        tune(replace(HOW, learning_rate=1e30))

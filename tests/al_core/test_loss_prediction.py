@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from al_core.encoders import build
-from al_core.finetune import Finetuned, finetune
+from al_core.finetune import Finetuned, Tuning, finetune
 from al_core.loss_prediction import LossPrediction, Recipe, Watched, WithPredictedLoss, pooled, ranking_loss, widths_of
 from al_core.seeds import seeded
 
@@ -104,8 +104,9 @@ class Spots:
 
 
 def tuned(recipe: Recipe | None, name: str = "small") -> Finetuned:
-    knobs = {"classes": 2, "image_size": 12, "epochs": 4, "batch_size": 8, "learning_rate": 1e-3, "seed": 0, "workers": 0, "device": torch.device("cpu")}
-    return finetune(Spots(), np.arange(21) % 2, build(name, 0, image_size=12), loss_prediction=recipe, **knobs)  # type: ignore[arg-type]
+    how = Tuning(epochs=4, batch_size=8, learning_rate=1e-3, loss_prediction=recipe)
+    encoder = build(name, 0, image_size=12)
+    return finetune(Spots(), np.arange(21) % 2, encoder, how, classes=2, seed=0, workers=0, device=torch.device("cpu"))
 
 
 def differing(first: nn.Module, second: nn.Module) -> int:

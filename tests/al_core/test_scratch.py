@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -6,15 +7,16 @@ import torch
 from PIL import Image
 
 from al_core.encoders import build
-from al_core.finetune import Finetuned
+from al_core.finetune import Finetuned, Tuning
 from al_core.scratch import enough_epochs, scratch
 from tests.al_core.test_finetune import LABELS, Stripes, logits
 
+HOW = Tuning(epochs=2, batch_size=10, learning_rate=3e-3)
 
-def train(**changes: Any) -> Finetuned:
-    arguments: dict[str, Any] = {"labels": LABELS, "classes": 3, "image_size": 12, "epochs": 2, "batch_size": 10, "learning_rate": 3e-3}
-    arguments |= {"seed": 0, "workers": 0, "device": torch.device("cpu"), "encoder": build("small", 0), "images": Stripes()} | changes
-    return scratch(**arguments)
+
+def train(how: Tuning = HOW, **changes: Any) -> Finetuned:
+    arguments: dict[str, Any] = {"images": Stripes(), "labels": LABELS, "encoder": build("small", 0, image_size=12), "classes": 3}
+    return scratch(how=how, **arguments | {"seed": 0, "workers": 0, "device": torch.device("cpu")} | changes)
 
 
 def state(result: Finetuned) -> dict[str, torch.Tensor]:
@@ -23,13 +25,13 @@ def state(result: Finetuned) -> dict[str, torch.Tensor]:
 
 def test_it_learns_what_it_is_shown() -> None:
     losses: list[float] = []
-    result = train(epochs=30, on_epoch=lambda epoch, loss, rate: losses.append(loss))
+    result = train(replace(HOW, epochs=30), on_epoch=lambda epoch, loss, rate: losses.append(loss))
     assert (logits(result).argmax(1).numpy() == LABELS).all()
     assert losses[-1] < 0.2 * losses[0]
 
 
 def test_only_the_architecture_of_the_encoder_counts() -> None:
-    first, other = build("small", 0), build("small", 1)
+    first, other = (build("small", seed, image_size=12) for seed in (0, 1))
     before = {name: value.clone() for name, value in first.state_dict().items()}
     one, two = state(train(encoder=first)), state(train(encoder=other))
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -61,8 +63,14 @@ def test_dropout_is_at_work() -> None:
 
     def losses(name: str) -> list[float]:
         seen: list[float] = []
-        alike = {"images": Plain(), "labels": np.zeros(24, np.int64), "batch_size": 24, "epochs": 3, "learning_rate": 1e-12}
-        train(encoder=build(name, 0, image_size=12), on_epoch=lambda epoch, loss, rate: seen.append(loss), **alike)
+        encoder, labels = build(name, 0, image_size=12), np.zeros(24, np.int64)
+        train(
+            Tuning(epochs=3, batch_size=24, learning_rate=1e-12),
+            images=Plain(),
+            labels=labels,
+            encoder=encoder,
+            on_epoch=lambda epoch, loss, rate: seen.append(loss),
+        )
         return seen
 
     assert np.ptp(losses("small")) < 1e-6 < 1e-3 < np.ptp(losses("bayesian-cnn"))
@@ -76,6 +84,6 @@ def test_few_labels_are_seen_more_often() -> None:
 
 def test_errors_say_what_was_got() -> None:
     with pytest.raises(ValueError, match=r"^a batch holds 1 of 24 labelled images, expected at least 2, which batch norm takes its statistics from$"):
-        train(batch_size=1)
+        train(replace(HOW, batch_size=1))
     with pytest.raises(ValueError, match=r"the loss of step 2 is nan; lower retrain.scratch.learning_rate \(now 1e\+30\)"):
-        train(learning_rate=1e30)
+        train(replace(HOW, learning_rate=1e30))
