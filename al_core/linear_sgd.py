@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, dropout
 
 from al_core.encoders import deterministic
 from al_core.linear import Linear, check
 from al_core.loading import OnEpoch
-from al_core.seeds import generator
+from al_core.seeds import derive, drawing, generator
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Descent:
     weight_decay: float = 1e-4  # of weight and bias
     step_epochs: int = 20  # after so many epochs, and again, the rate is multiplied
     step_factor: float = 0.1  # by this
+    dropout: float = 0.0  # share of a feature vector's coordinates that a step sets to 0, the others scaled by 1 / (1 - dropout)
     start: float = 1e-3  # standard deviation of the weights at the start; the bias starts at 0
 
 
@@ -50,7 +51,7 @@ def descend(
         labels: (n,) in 0..classes-1.
         classes: how many there are, with or without examples.
         how: the recipe.
-        seed: of the start and of the order of examples.
+        seed: of the start, of the order of examples and of what is dropped.
         weights: (classes,) how much an example of each class counts in a batch's mean, above 0; None: all alike.
         device: where to compute; None: CPU.
         on_epoch: called after each epoch.
@@ -65,12 +66,12 @@ def descend(
     head = Linear(start.astype(np.float32), np.zeros(classes, np.float32)).layer().to(x.device)
     optimizer = torch.optim.SGD(head.parameters(), lr=how.learning_rate, momentum=how.momentum, weight_decay=how.weight_decay)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, how.step_epochs, how.step_factor)
-    with deterministic(1):
+    with deterministic(1), drawing(derive(seed, "dropout"), x.device):
         for epoch in range(1, how.epochs + 1):
             total = torch.zeros((), device=device)
             order = torch.from_numpy(generator(seed, "order", epoch).permutation(len(truth))).to(x.device)
             for rows in torch.split(order, how.batch_size):
-                loss = cross_entropy(head(x[rows]), truth[rows], counts)
+                loss = cross_entropy(head(dropout(x[rows], how.dropout)), truth[rows], counts)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()

@@ -172,6 +172,9 @@ class Sgd(Section):
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0001, description="of weight and bias")
     step_epochs: Positive = Field(20, description="after so many epochs, and again, the rate is multiplied by step_factor")
     step_factor: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="see step_epochs")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of an embedding's coordinates that a step drops; that of embed.dropout for passes of a head trained with it, 0 in the paper"
+    )
     start: Annotated[float, Field(ge=0)] = Field(0.001, description="standard deviation of the weights at the start")
 
 

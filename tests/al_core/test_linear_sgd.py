@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from al_core.linear_sgd import Descent, descend
 from al_core.seeds import generator
@@ -51,6 +52,27 @@ def test_it_learns_and_depends_on_the_seed() -> None:
     first, second, other = (descend(X, LABELS, 4, how=replace(HOW, epochs=40), seed=seed) for seed in (0, 0, 1))
     assert ((X @ first.weight.T + first.bias).argmax(1) == LABELS).mean() > 0.9
     assert first.weight.tobytes() == second.weight.tobytes() != other.weight.tobytes()
+
+
+def test_dropout_sets_coordinates_to_zero_and_scales_the_others() -> None:
+    """From weights of 0, a step of rate 1 on four ones of one class moves each weight by half the mean of what was not dropped: of 4 times 4 or 0."""
+    ones, how = np.ones((4, 3), np.float32), Descent(epochs=1, batch_size=4, learning_rate=1.0, weight_decay=0.0, dropout=0.75, start=0.0)
+    moved = np.stack([descend(ones, np.zeros(4, np.int64), 2, how=how, seed=seed).weight for seed in range(100)])  # (100, 2, 3)
+    np.testing.assert_array_equal(moved[:, 0], -moved[:, 1])
+    kept = moved[:, 0] / 0.5
+    assert set(kept.ravel()) <= {0, 1, 2, 3, 4}
+    assert kept.mean() == pytest.approx(1, abs=0.2)  # 300 draws from binomial(4, 0.25): standard error 0.05
+    assert (kept != kept[:, :1]).any(), "each coordinate by itself"
+
+
+def test_what_is_dropped_depends_on_the_seed_alone() -> None:
+    how = replace(HOW, dropout=0.5)
+    first, before = descend(X, LABELS, 4, how=how, seed=0), torch.get_rng_state()
+    torch.rand(1)
+    assert descend(X, LABELS, 4, how=how, seed=0).weight.tobytes() == first.weight.tobytes() != descend(X, LABELS, 4, how=HOW, seed=0).weight.tobytes()
+    torch.set_rng_state(before)
+    descend(X, LABELS, 4, how=how, seed=0)
+    assert torch.equal(torch.get_rng_state(), before), "it drew from the global generator"
 
 
 def test_errors_say_what_was_got() -> None:
