@@ -206,4 +206,7 @@ def inputs(manifest: Manifest, pack: Pack, model: Model, params: Embed, code: st
         parts += [model.head.weight.tobytes(), model.head.bias.tobytes(), *model.head.classes]
     for name, values in sorted((model.loss or {}).items()):
         parts += [name, values.tobytes()]
+    for each in model.others():
+        assert each.head is not None
+        parts += [each.digest(), each.head.weight.tobytes(), each.head.bias.tobytes()]
     return fingerprint(*parts)

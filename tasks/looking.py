@@ -31,7 +31,7 @@ class Look:
 
 
 def look(model: Model, params: Embed, seed: int) -> Look:
-    """What the params ask of the model for each image: embeddings, and by the same network predicted losses and passes with its own dropout."""
+    """What the params ask of the model for each image: embeddings, predicted losses, and passes of its own ensemble or with its own dropout."""
     from al_core.features import Beside
     from al_core.mc_dropout import McDropout
 
@@ -40,6 +40,8 @@ def look(model: Model, params: Embed, seed: int) -> Look:
     shapes: dict[str, tuple[int, ...]] = {"embeddings": (model.dim,), **({"predicted_loss": ()} if losses else {})}
     if "mc_probs" not in params.signals or drawn(model):
         return Look(network, shapes)
+    if others := model.others():
+        return Look(Beside([network, *map(sure, others)]), shapes | {"mc_probs": (len(others), len(model.classes))})
     classifier = model.whole()
     passes = McDropout(classifier, passes=params.passes, seed=seed)
     return Look(Beside([network, passes]), shapes | {"mc_probs": (params.passes, len(model.classes))})
@@ -49,4 +51,11 @@ def drawn(model: Model) -> bool:
     """Whether draws of the head stand for the model's passes: an ensemble's heads, or its one under masks where the encoder itself drops nothing."""
     from al_core.mc_dropout import dropout_layers
 
-    return model.members is not None or not dropout_layers(model.network())
+    return not model.members.encoders if model.members else not dropout_layers(model.network())
+
+
+def sure(model: Model) -> nn.Module:
+    """The model as a network that gives class probabilities (B, classes)."""
+    from torch import nn
+
+    return nn.Sequential(model.whole(), nn.Softmax(1))

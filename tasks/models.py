@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -44,10 +44,32 @@ class Head:
 
 @dataclass(frozen=True)
 class Members:
-    """Heads of an ensemble on the same embeddings."""
+    """An ensemble: heads on the embeddings of the model that they are members of, or each on those of an encoder of its own."""
 
     weight: npt.NDArray[np.float32]  # (members, classes, d)
     bias: npt.NDArray[np.float32]  # (members, classes)
+    encoders: tuple[dict[str, Array], ...] = ()  # state of each one's own, of the model's architecture; empty: all are on the model's
+
+    def divided(self, divisor: np.float32) -> Members:
+        """At a temperature."""
+        return Members(self.weight / divisor, self.bias / divisor, self.encoders)
+
+    def tensors(self) -> dict[str, Array]:
+        """What is stored of it, by name."""
+        encoders = {f"members.{number}.{name}": value for number, each in enumerate(self.encoders) for name, value in each.items()}
+        return {"members.weight": self.weight, "members.bias": self.bias, **encoders}
+
+    @classmethod
+    def taken(cls, tensors: dict[str, Any]) -> Members | None:
+        """Those that are stored, which are taken out of the tensors; None: there are none."""
+        if "members.weight" not in tensors:
+            return None
+        weight, bias = tensors.pop("members.weight"), tensors.pop("members.bias")
+        encoders: list[dict[str, Array]] = [{} for _ in weight]
+        for key in [each for each in tensors if each.startswith("members.")]:
+            _, number, name = key.split(".", 2)
+            encoders[int(number)][name] = tensors.pop(key)
+        return cls(weight, bias, tuple(encoders) if any(encoders) else ())
 
 
 @dataclass(frozen=True)
@@ -61,7 +83,7 @@ class Model(Artifact):
     image_size: int  # pixels of a side
     weights: dict[str, Array]  # the encoder's state
     head: Head | None = None
-    members: Members | None = None  # that stand for several passes of the head
+    members: Members | None = None  # that stand for several passes of the model
     loss: dict[str, Array] | None = None  # state of the loss prediction module
 
     @classmethod
@@ -110,6 +132,13 @@ class Model(Artifact):
             head.bias.copy_(torch.from_numpy(self.head.bias.copy()))
         return nn.Sequential(self.network(), head).eval()
 
+    def others(self) -> list[Model]:
+        """The members that have encoders of their own, each as a model."""
+        if self.members is None or not self.members.encoders:
+            return []
+        heads = [Head(weight, bias, self.classes) for weight, bias in zip(self.members.weight, self.members.bias, strict=True)]
+        return [Model(self.encoder, self.stem, self.image_size, *each) for each in zip(self.members.encoders, heads, strict=True)]
+
     def with_predicted_loss(self) -> nn.Module:
         """The encoder with its loss prediction module: embeddings, and behind them the predicted loss; in evaluation mode on the CPU."""
         import torch
@@ -138,7 +167,7 @@ class Model(Artifact):
                 about = json.loads(file.metadata()["rondo"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             head = Head(tensors.pop("head.weight"), tensors.pop("head.bias"), about["classes"], about.get("temperature", 1.0)) if "classes" in about else None
-            members = Members(tensors.pop("members.weight"), tensors.pop("members.bias")) if "members.weight" in tensors else None
+            members = Members.taken(tensors)
             loss = {name.removeprefix("loss."): tensors.pop(name) for name in sorted(tensors) if name.startswith("loss.")}
             return cls(about["encoder"], about["stem"], about["image_size"], tensors, head, members, loss or None)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -151,7 +180,7 @@ class Model(Artifact):
             about |= {"classes": self.head.classes, "temperature": self.head.temperature}
             tensors |= {"head.weight": self.head.weight, "head.bias": self.head.bias}
         if self.members:
-            tensors |= {"members.weight": self.members.weight, "members.bias": self.members.bias}
+            tensors |= self.members.tensors()
         if self.loss:
             tensors |= {f"loss.{name}": value for name, value in self.loss.items()}
         # one key of metadata: safetensors writes several in no fixed order

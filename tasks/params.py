@@ -196,7 +196,9 @@ class Retrain(Section):
         "none", description="none: every label counts alike; balanced: every class does, however few labels it has"
     )
     ensemble: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="linear: so many more heads, on examples drawn anew, that stand for passes with dropout (mc_probs); null: none"
+        None,
+        description="linear: so many more heads, on examples drawn anew; finetune, scratch: so many more networks, from other seeds; they stand for passes "
+        "with dropout (mc_probs); null: none",
     )
     loss_prediction: dict[str, Any] | None = Field(
         None,

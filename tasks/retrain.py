@@ -26,6 +26,7 @@ from tasks.signals import Signals
 from tasks.stage import Run, stage
 
 if TYPE_CHECKING:
+    from al_core.finetune import Finetuned, Tuning
     from al_core.linear import Linear
 
 TOP = 5
@@ -84,7 +85,7 @@ class Trained:
         head, divisor = self.model.head, np.float32(temperature or 1)
         assert head is not None
         scaled = Head(head.weight / divisor, head.bias / divisor, head.classes, float(divisor))
-        members = self.model.members and Members(self.model.members.weight / divisor, self.model.members.bias / divisor)
+        members = self.model.members and self.model.members.divided(divisor)
         return Trained(replace(self.model, head=scaled, members=members), self.logits / divisor, self.l2, temperature)
 
 
@@ -174,24 +175,40 @@ def tuned(train: Examples, images: Images | RawImages, start: Model, signals: Si
     else:
         head = start_head(start, classes) if params.warm_start else None
         fit = partial(finetune, head=head, l2=None if params.l2 == "auto" else params.l2)
-    result = fit(
+    fit = partial(
+        fit,
         images.only(train.rows),
         train.classes,
         start.network(),
-        how,
         classes=len(classes),
-        seed=derive(run.seed, run.round, "retrain"),
         workers=params.workers,
         device=best_device(),
         weights=weights_of(train, classes, params),
-        on_epoch=Epochs(how.epochs),
     )
+    seed = derive(run.seed, run.round, "retrain")
+    result = fit(how, seed=seed, on_epoch=Epochs(how.epochs))
     model = Model.of(result.encoder, Head(result.head.weight, result.head.bias, classes))
     if result.loss_prediction:
         model = replace(model, loss={name: value.cpu().numpy() for name, value in result.loss_prediction.state_dict().items()})
+    if params.ensemble:
+        model = replace(model, members=networks(fit, replace(how, loss_prediction=None), params.ensemble, seed))
     assert model.head is not None
     batches = features("retrain", images, model, params.batch_size, params.workers)
     return Trained(model, np.concatenate([model.head.logits(batch) for batch in batches]), None, None)
+
+
+def networks(fit: Callable[..., Finetuned], how: Tuning, members: int, seed: int) -> Members:
+    """Encoders and heads that are trained alike, each from a seed of its own."""
+    from al_core.seeds import derive
+
+    weights, biases, encoders = [], [], []
+    for number in range(members):
+        say(f"retrain: member {number + 1} of {members} of the ensemble")
+        trained = fit(how, seed=derive(seed, "ensemble", number), on_epoch=Epochs(how.epochs))
+        weights.append(trained.head.weight)
+        biases.append(trained.head.bias)
+        encoders.append({name: value.cpu().numpy() for name, value in trained.encoder.state_dict().items()})
+    return Members(np.stack(weights), np.stack(biases), tuple(encoders))
 
 
 MODES = {"linear": linear, "linear-sgd": linear_sgd, "finetune": tuned, "scratch": tuned}

@@ -159,8 +159,10 @@ def checked(params: Params, workspace: Workspace, before: Round, pool: Round, *,
 
 def check_retrain(params: Retrain) -> None:
     """Raise on a training that the mode does not do."""
-    if params.ensemble and params.mode != "linear":
-        raise ParamsError(f"retrain.ensemble is {params.ensemble}, but only heads of retrain.mode linear make one, and it is {params.mode}; set it to null")
+    if params.ensemble and params.mode == "linear-sgd":
+        raise ParamsError(
+            f"retrain.ensemble is {params.ensemble}, but retrain.mode linear-sgd trains none; take linear, finetune or scratch, or set it to null"
+        )
     if params.loss_prediction is not None and params.mode in ("linear", "linear-sgd"):
         raise ParamsError(
             f"retrain.loss_prediction is trained together with an encoder, and retrain.mode {params.mode} trains none; "

@@ -515,8 +515,8 @@ def test_dvc_repro_by_hand_finds_a_closed_round_up_to_date(finished: Workspace) 
         ({"acquire": {"method": {"name": "margni"}}}, "acquire.method: unknown method 'margni'; did you mean 'margin'?"),
         ({"acquire": {"cold_start": {"name": "radnom"}}}, "acquire.cold_start: unknown method 'radnom'; did you mean 'random'?"),
         (
-            {"retrain": {"mode": "finetune", "ensemble": 5}},
-            "retrain.ensemble is 5, but only heads of retrain.mode linear make one, and it is finetune; set it to null",
+            {"retrain": {"mode": "linear-sgd", "ensemble": 5}},
+            "retrain.ensemble is 5, but retrain.mode linear-sgd trains none; take linear, finetune or scratch, or set it to null",
         ),
     ],
 )

@@ -79,10 +79,18 @@ def test_an_ensemble_stands_for_passes(finished: Workspace) -> None:
     assert (votes != votes[0]).any()  # not the same answer
 
 
-def test_an_ensemble_of_finetuned_networks_is_refused(finished: Workspace) -> None:
-    with pytest.raises(ParamsError) as error:
-        third_round(finished, retrain={"ensemble": 5, "mode": "finetune", "workers": 0})
-    assert str(error.value) == "retrain.ensemble is 5, but only heads of retrain.mode linear make one, and it is finetune; set it to null"
+def test_an_ensemble_of_finetuned_networks_stands_for_passes(finished: Workspace) -> None:
+    acquire, retrain = {"method": {"name": "max-entropy"}, "budget": 6}, {"ensemble": 2, "mode": "finetune", "epochs": 2, "workers": 0}
+    last = third_round(finished, "r004", embed={"workers": 0}, acquire=acquire, retrain=retrain)
+    model, signals = Model.load(finished.find_round("r003").path / "model.safetensors"), Signals.load(last.file(Signals.file))
+    assert model.head is not None
+    probs = signals.array("mc_probs")  # (n, 2, 3)
+    assert signals.draws() is None and probs.shape[1:] == (2, 3)
+    digests = {each.digest() for each in (model, *model.others())}
+    assert len(digests) == 3, "each has weights of its own"
+    votes, own = probs.argmax(-1), model.head.logits(signals.array("embeddings")).argmax(-1)
+    assert (votes == own[:, None]).mean() > 0.6
+    assert not np.allclose(probs[:, 0], probs[:, 1], atol=1e-3)
 
 
 def test_vaal_asks_about_what_looks_unlabelled(finished: Workspace) -> None:

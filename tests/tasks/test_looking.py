@@ -84,6 +84,22 @@ def test_an_ensemble_comes_before_the_encoders_dropout(pool: Path, tmp_path: Pat
     assert (draws[0] == members.weight).all()
 
 
+def test_networks_of_an_ensemble_give_passes_beside_the_models_own_embeddings(pool: Path, tmp_path: Path) -> None:
+    model, rng = model_of("bayesian-cnn"), np.random.default_rng(0)
+    encoders = [build("bayesian-cnn", seed, image_size=SIZE) for seed in (5, 6)]
+    weight = rng.normal(size=(2, 3, 128)).astype(np.float32)
+    states = tuple(Model.of(each).weights for each in encoders)
+    signals = embedded(pool, tmp_path / "round", replace(model, members=Members(weight, np.zeros((2, 3), np.float32), states)), "mc_probs", "logits")
+    assert signals.draws() is None
+    with torch.no_grad():
+        expected = [(each.eval()(pixels(pool)) @ torch.from_numpy(head).T).softmax(1) for each, head in zip(encoders, weight, strict=True)]
+        own = model.network()(pixels(pool))
+    np.testing.assert_allclose(signals.array("mc_probs"), torch.stack(expected, 1).numpy(), atol=1e-4)
+    np.testing.assert_allclose(signals.array("embeddings"), own.numpy(), atol=1e-4)
+    assert model.head is not None
+    np.testing.assert_allclose(signals.array("logits"), model.head.logits(own.numpy()), atol=1e-3)
+
+
 def with_module(encoder: Encoder) -> LossPrediction:
     return Teacher(encoder, Recipe(), image_size=SIZE, epochs=1, seed=3, device=torch.device("cpu")).module
 

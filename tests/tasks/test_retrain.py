@@ -7,8 +7,10 @@ import pytest
 
 from al_core.metrics import log_probabilities
 from tasks import git, rounds
-from tasks.artifacts import Labels, Manifest, Metrics, Predictions
+from tasks.artifacts import Labels, Manifest, Metrics, Predictions, Shards
+from tasks.embed import features
 from tasks.errors import ParamsError
+from tasks.images import Images
 from tasks.models import Head, Model
 from tasks.params import render
 from tasks.retrain import start_head
@@ -61,6 +63,22 @@ def test_a_classifier_from_scratch(with_pool: Callable[..., Workspace]) -> None:
     assert (model.encoder, model.image_size) == (pool.encoder, pool.image_size)
     assert not any(np.array_equal(value, pool.weights[name]) for name, value in model.weights.items())
     assert model.weights["body.1.num_batches_tracked"] == 60
+
+
+def test_the_networks_of_an_ensemble_start_from_other_weights_and_learn_the_same(with_pool: Callable[..., Workspace]) -> None:
+    once = {"workers": 0, "mode": "scratch", "scratch": {"min_steps": 60}, "epochs": 1}
+    workspace = with_pool(retrain=once | {"ensemble": 2, "loss_prediction": {}})
+    advance(workspace, max_rounds=1)
+    folder, pool = workspace.root / "rounds" / "r001", workspace.root / "pools" / "p001"
+    model, manifest = Model.load(folder / "model.safetensors"), Manifest.load(pool / "manifest.parquet")
+    frame = manifest.frame[["id", "split"]].merge(Labels.load(folder / "labels.parquet").frame, on="id", how="left")
+    rows = np.flatnonzero((frame["split"] == "train") & frame["label"].notna())
+    images, known = Images(manifest, Shards.load(pool / "shards").path).only(rows), [model.classes.index(label) for label in frame["label"][rows]]
+    networks = [model, *model.others()]
+    assert len({each.digest() for each in networks}) == len(networks) == 3
+    for each in networks:
+        logits = np.concatenate(list(features("retrain", images, each, 64, 0, network=each.whole())))
+        assert (logits.argmax(1) == known).mean() > 0.9
 
 
 def test_a_head_by_sgd(with_pool: Callable[..., Workspace]) -> None:
