@@ -30,7 +30,7 @@ from benchmarks.record import RESULTS, machine, write
 
 PASSES, LABELED, CLUSTERS = 10, 1000, 500
 BLOCK = 20_000  # rows made at a time
-PARAMS: dict[str, dict[str, Any]] = {"diffusion": {"index": "hnsw"}}  # beside the defaults; an exact graph of a million rows takes hours of a CPU
+LOOKED_AT = 1000  # rows that batchbald looks at by default
 
 
 def main() -> None:
@@ -103,7 +103,7 @@ def make(folder: Path, rows: int, dim: int, classes: int) -> None:
 
 def run(method: str, folder: Path, rows: int, budget: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """One run in a process of its own."""
-    size = {"rows": rows, "budget": budget, "params": PARAMS.get(method, {})}
+    size = {"rows": rows, "budget": budget, "params": params_of(method, budget)}
     command = [sys.executable, "-m", "benchmarks.scale", "--one", method, str(rows), str(budget), "--folder", str(folder), "--device", arguments.device]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60 * arguments.minutes)
@@ -113,6 +113,15 @@ def run(method: str, folder: Path, rows: int, budget: int, arguments: argparse.N
         found = json.loads(done.stdout) if done.returncode == 0 else {"failed": done.stderr.strip().splitlines()[-1:]}
     sys.stderr.write(f"{method} {size} {found}\n")
     return size | found
+
+
+def params_of(method: str, budget: int) -> dict[str, Any]:
+    """Beside the defaults: an exact graph of a million rows takes hours of a CPU, and batchbald has to look at as many rows as it picks."""
+    if method == "diffusion":
+        return {"index": "hnsw"}
+    if method == "batchbald" and budget > LOOKED_AT:
+        return {"candidates": budget, "samples": PASSES}
+    return {}
 
 
 def one(method: str, folder: Path, budget: int, device: str) -> dict[str, float]:
@@ -132,7 +141,7 @@ def one(method: str, folder: Path, budget: int, device: str) -> dict[str, float]
     checked, busy = time.perf_counter(), time.process_time()
     memory = Memory()
     with memory:
-        select(method, pool, budget=budget, seed=0, **PARAMS.get(method, {}))
+        select(method, pool, budget=budget, seed=0, **params_of(method, budget))
     return {
         "seconds_check": round(checked - before, 3),
         "seconds": round(time.perf_counter() - checked, 3),
