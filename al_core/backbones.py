@@ -141,11 +141,19 @@ def from_timm(name: str, image_size: int, *, pretrained: bool = False) -> Backbo
     assert about is not None, f"timm says nothing of its own {name}"
     sized = about.fixed_input_size
     create = partial(timm.create_model, name, pretrained=pretrained, num_classes=0)
-    body = create(img_size=image_size) if sized else create()
+    body = made_for(image_size, create) if sized else create()
     info = getattr(body, "feature_info", [])
     known = {path for path, _ in body.named_modules()}
     places = [each["module"] for each in (info if isinstance(info, list) else info.get_dicts()) if each.get("module") in known]
     return Backbone(body, stages(body, places or [each for each, _ in body.named_children()], image_size if sized else USUAL_SIZE), about.mean, about.std)
+
+
+def made_for(image_size: int, create: Callable[..., nn.Module]) -> nn.Module:
+    """A network whose weights depend on the size of images; ViTs then take others as well, since they resample where their tokens stand."""
+    try:
+        return create(img_size=image_size, dynamic_img_size=True)
+    except TypeError:  # has no such argument
+        return create(img_size=image_size)
 
 
 def use_cifar_stem(body: nn.Module, name: str) -> None:

@@ -85,6 +85,15 @@ def output_dim(body: nn.Module, name: str, image_size: int) -> int:
     return shape[1]
 
 
+def check_size(encoder: Encoder, size: int) -> None:
+    """Raise ValueError unless it takes images of that size, which need not be the one that it is made for. Nothing is computed."""
+    try:
+        shapes(encoder.body, [""], size)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        made_for = f"encoder {encoder.name!r}, made for images of {encoder.image_size} px,"
+        raise ValueError(f"{made_for} does not take views of {size} px: {first_line(error)}") from error
+
+
 def n_parameters(module: nn.Module) -> int:
     """Numbers that training sets, batch norm's running statistics not counted."""
     return sum(parameter.numel() for parameter in module.parameters())

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -105,9 +106,7 @@ def from_scratch(workspace: Workspace) -> Metrics:
     changed = params.model_copy(update={"retrain": params.retrain.model_copy(update={"mode": "scratch"})})
     (workspace.root / "params.yaml").write_text(render(changed), "utf-8")
     git.commit(workspace.root, ["params.yaml"], "Train from scratch")
-    for path in (workspace.root / "rounds").glob("r001/*"):
-        if path.is_file():
-            path.unlink()
+    shutil.rmtree(workspace.root / "rounds/r001")  # what DVC keeps of the first round is not in git
     rounds.advance(workspace, rounds.run_stage, lambda _: None)
     return metrics(workspace)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from al_core.devices import short_of_memory
-from al_core.encoders import deterministic
+from al_core.encoders import Encoder, check_size, deterministic
 from al_core.loading import Images, Pick, Square, load, resized, unit
 from al_core.pool import Rows
 from al_core.pretraining.augment import Views, shrunk, views_of
@@ -116,9 +116,11 @@ def train(
     Raises:
         CollapseError: the encoder gives all images the same embedding.
         MemoryError: a batch takes more than there is; says what takes less.
-        ValueError: fewer images than a batch takes, a batch that cannot be shared, or a loss that is not finite.
+        ValueError: fewer images than a batch takes, a batch that cannot be shared, views of a size that the encoder does not take, or a loss that is not
+            finite.
     """
     plan = Plan.of(len(images), recipe, processes)
+    check_views(objective.encoder, views)
     run = Training(objective, recipe, plan, device, processes)
     held = resized(images, source_size, workers=workers)
     watched = np.linspace(0, len(images) - 1, min(WATCHED, len(images))).round().astype(np.int64)
@@ -137,6 +139,15 @@ def train(
             if store and processes.rank == 0 and (run.part % plan.parts_an_epoch == 0 or store.due()) and run.can_be_kept:
                 store.save(run.state())
     objective.eval()
+
+
+def check_views(encoder: Encoder, views: Sequence[Views]) -> None:
+    """Raise ValueError, with what to do, where the encoder does not take all the views of an objective."""
+    for each in views:
+        try:
+            check_size(encoder, each.size)
+        except ValueError as error:
+            raise ValueError(f"{error}; take local_views: 0 in pretrain.objective, or a ResNet or one of timm's ViTs") from error
 
 
 @dataclass(frozen=True)

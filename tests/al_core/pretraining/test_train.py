@@ -69,14 +69,15 @@ def pretrained(method: str = "simclr", images: Any = None, **changes: Any) -> tu
     curve: list[Epoch] = []
     it = build_method(method, changes.pop("params", SMALL[method]))
     more = {key: changes.pop(key) for key in list(changes) if key in ("seed", "workers", "labels", "processes", "store")}
+    encoder = changes.pop("encoder", None) or build("small", 0, image_size=8)
     recipe = Recipe(**{"epochs": 2, "batch_size": 6, "learning_rate": 1e-3} | changes)
-    encoder = build("small", 0)
+    size = encoder.image_size
     train(
         images or Noise(),
         it.over(encoder, epochs=recipe.epochs, seed=more.get("seed", 0)),
         recipe,
-        views=it.views(8, 0.4, Augment()),
-        source_size=8,
+        views=it.views(size, 0.4, Augment()),
+        source_size=size,
         device=CPU,
         on_epoch=curve.append,
         **{"seed": 0, "workers": 0} | more,
@@ -96,6 +97,27 @@ def test_the_loss_falls() -> None:
     _, curve = pretrained(epochs=15, batch_size=20, learning_rate=3e-3, params={"temperature": 0.2})
     assert [each.number for each in curve] == list(range(1, 16))
     assert curve[-1].loss < curve[0].loss - 0.3
+
+
+@pytest.mark.parametrize("method", ["dino", "swav"])
+@pytest.mark.parametrize("name", ["timm/vit_tiny_patch16_224", "timm/swin_tiny_patch4_window7_224"])
+def test_transformers_see_small_views_beside_large_ones(method: str, name: str) -> None:
+    """They have a place for each part of an image of one size; small views have fewer parts."""
+    begun = build(name, 0, image_size=64)
+    encoder, curve = pretrained(
+        method, images=Noise(4), encoder=build(name, 0, image_size=64), params=SMALL[method] | {"local_size": 32}, epochs=1, batch_size=4
+    )
+    assert math.isfinite(curve[0].loss)
+    assert not same(encoder, begun)
+
+
+def test_an_encoder_that_does_not_take_small_views_is_refused_before_anything_is_trained() -> None:
+    message = (
+        "^encoder 'vit_b_16', made for images of 64 px, does not take views of 32 px: .*; take local_views: 0 in pretrain.objective, or a ResNet or one of "
+        "timm's ViTs$"
+    )
+    with pytest.raises(ValueError, match=message):
+        pretrained("dino", encoder=build("vit_b_16", 0, image_size=64), params=SMALL["dino"] | {"local_size": 32})
 
 
 def test_equal_seeds_give_equal_weights_with_any_number_of_workers() -> None:
