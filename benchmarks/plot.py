@@ -1,4 +1,4 @@
-"""What the results say, in tables and pictures: renews docs/performance.md and docs/performance/*.svg from benchmarks/results/*.json.
+"""What the results say, in tables and pictures: renews docs/performance.md, its pictures and docs/encoders.md from benchmarks/results/*.json.
 
     python -m benchmarks.plot
 
@@ -29,6 +29,7 @@ from benchmarks.record import RESULTS
 
 PAGE = Path(__file__).parents[1] / "docs/performance.md"
 PICTURES = PAGE.with_suffix("")
+ENCODERS = PAGE.with_name("encoders.md")
 
 OVER = re.compile(r"^(.+)_over_([^,]+)(?:, (.+))?$")
 SIZES = ("passes, rows, classes", "rows", "budget", "picks", "candidates")  # first columns of a table of growth
@@ -126,6 +127,12 @@ GOALS = [
     ),
     Goal("the same: times SciPy's product", at("diffusion", *LAID, "times_faster", "scipy", **SOLVE), 2),
     Goal("every method, 10,000 picks out of 1M x 512: GiB beyond the mapped files", most_memory, most=4),
+    Goal(
+        "MNIST, 200 random labels, SimCLR and a linear head on a CPU: mean accuracy over 3 seeds, %",
+        lambda results: 100 * at("encoders", "mnist", "accuracy", "mean", seeds=3)(results),
+        95,
+    ),
+    Goal("the same: minutes from the images to the metrics", lambda results: at("encoders", "mnist", "median_seconds", seeds=3)(results) / 60, most=15),
     Goal("loading 224 px out of a raw pack: times Pillow and torchvision on photographs", at(*PHOTOGRAPHS, "raw pack", *BESIDE, size=224), 5),
     Goal("the same, out of a JPEG pack", at(*PHOTOGRAPHS, "JPEG pack", *BESIDE, size=224), 5),
     Goal(
@@ -284,14 +291,43 @@ def benchmarks(_: Results) -> str:
     return table(("benchmark", "compares"), rows)
 
 
-PARTS: dict[str, Callable[[Results], str]] = {
-    "goals": goals,
-    "machines": machines,
-    "peers": peers,
-    "floors": floors,
-    "growth": growth,
-    "growth of single methods": own_growth,
-    "benchmarks": benchmarks,
+def digits(results: Results) -> str:
+    """Accuracy and time of each programme on MNIST."""
+    runs = results["encoders"]["mnist"]["runs"]
+    head = ("seed", "pretrained, linear head", "from scratch, same labels", "images to metrics, s", "of these pretraining, s", "from scratch, s")
+
+    def row(run: dict[str, Any]) -> list[object]:
+        seconds = run["seconds"], run["seconds_a_stage"]["pretrain"], run["seconds_from_scratch"]
+        return [run["seed"], interval(run["accuracy"]), interval(run["from_scratch"]), *(f"{each:.0f}" for each in seconds)]
+
+    return table(head, map(row, runs))
+
+
+def clothes(results: Results) -> str:
+    """Accuracy of linear heads on each kind of features, and what pretraining gains."""
+    runs = results["encoders"]["clothing"]["runs"]
+    kinds, gains = list(runs[0]["accuracy"]), list(runs[0]["gains"])
+    rows = ([run["seed"], *(interval(run["accuracy"][kind]) for kind in kinds), *(interval(run["gains"][gain], sign="+") for gain in gains)] for run in runs)
+    return table(("seed", *kinds, *(f"gain {gain}" for gain in gains)), rows)
+
+
+def interval(found: dict[str, float], sign: str = "") -> str:
+    """In percent, with its 95% interval."""
+    value, low, high = (format(100 * found[key], f"{sign}.1f") for key in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
+
+
+PARTS: dict[Path, dict[str, Callable[[Results], str]]] = {
+    PAGE: {
+        "goals": goals,
+        "machines": machines,
+        "peers": peers,
+        "floors": floors,
+        "growth": growth,
+        "growth of single methods": own_growth,
+        "benchmarks": benchmarks,
+    },
+    ENCODERS: {"digits": digits, "clothes": clothes},
 }
 
 
@@ -375,15 +411,16 @@ def draw(path: Path, about: str, data: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Renew page and pictures."""
+    """Renew pages and pictures."""
     results = load()
-    page = PAGE.read_text("utf-8")
-    for name, make in PARTS.items():
-        begin, end = mark(name)
-        before, _, rest = page.partition(begin)
-        _, _, after = rest.partition(end)
-        page = before + begin + make(results) + end + after
-    PAGE.write_text(page, "utf-8")
+    for path, parts in PARTS.items():
+        page = path.read_text("utf-8")
+        for name, make in parts.items():
+            begin, end = mark(name)
+            before, _, rest = page.partition(begin)
+            _, _, after = rest.partition(end)
+            page = before + begin + make(results) + end + after
+        path.write_text(page, "utf-8")
     for name, (about, data) in DATA.items():
         path, found = PICTURES / f"{name}.svg", data(results)
         path.unlink(missing_ok=True)

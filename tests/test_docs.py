@@ -401,7 +401,7 @@ MADE = [
     Made(DOCS / "methods/index.md", "methods", method_table),
     Made(DOCS / "methods/composition.md", "composition", composition_table),
     *(Made(DOCS / f"methods/{card.name}.md", "card", partial(method_card, card)) for card in OWN),
-    *(Made(plot.PAGE, name, partial(make, plot.load()), "benchmarks.plot") for name, make in plot.PARTS.items()),
+    *(Made(page, name, partial(make, plot.load()), "benchmarks.plot") for page, parts in plot.PARTS.items() for name, make in parts.items()),
 ]
 
 
