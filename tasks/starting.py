@@ -13,7 +13,7 @@ GREY = Pretrain(
 )
 # MNIST's 60,000 of them: larger batches and a higher temperature, as linear probes on 200 labels had it (docs/encoders.md)
 MNIST = GREY.model_copy(
-    update={"image_size": 20, "epochs": 12, "batch_size": 256, "learning_rate": 0.006, "min_crop": 0.4, "blur": 0.5}
+    update={"image_size": 20, "epochs": 18, "batch_size": 256, "learning_rate": 0.006, "min_crop": 0.4, "blur": 0.5}
     | {"objective": {"temperature": 1.0, "projection": 512}}
 )
 # photographs: stronger colour jitter and crops and a lower temperature than the defaults, as linear probes on 100 to 300 labels of 2,003 clothes had it
