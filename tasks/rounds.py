@@ -19,7 +19,7 @@ from tasks.answers import check_classes, read, validate
 from tasks.artifacts import Answers, IngestReport, Labels, Manifest, PreviousLabels, Selection, StartLabels
 from tasks.code_version import code_version
 from tasks.errors import AnswersError, ArtifactError, ParamsError, RondoError, WorkspaceError
-from tasks.params import Embed, Params, Pretrain, Retrain, SignalName
+from tasks.params import Embed, Params, Pretrain, Retrain, Section, SignalName
 from tasks.pretrain import CHECKPOINT
 from tasks.stage import AFTER_ANSWERS, BEFORE_ANSWERS, POOL_STAGES, pipeline
 from tasks.weights import settle_weights
@@ -98,6 +98,7 @@ def open_round(workspace: Workspace) -> Round:
     model = f"../{last.name}/model.safetensors" if last else encoder
     params = frozen(
         base,
+        **of_pool(pool),
         round=name,
         pool=f"../../{pool.folder}",
         previous=f"../{last.name}" if last else f"../../{pool.folder}",
@@ -294,6 +295,12 @@ def classes_of(pool: Round) -> list[str]:
 def frozen(params: Params, **wiring: object) -> Params:
     """Params with the wiring of one folder, the code that opens it, and the image it runs in."""
     return params.model_copy(update={**wiring, "code": code_version(), "image": os.environ.get("RONDO_IMAGE")})
+
+
+def of_pool(pool: Round) -> dict[str, Section]:
+    """The sections that the pool was made with; what the workspace's say by now comes into force with the next pool."""
+    params = pool.params
+    return {stage: getattr(params, stage) for stage in POOL_STAGES}
 
 
 def freeze(workspace: Workspace, this: Round, params: Params) -> None:

@@ -66,6 +66,14 @@ def test_the_first_round_starts_cold_and_the_second_uses_the_model(finished: Wor
     assert second.embed.signals == ("embeddings", "logits")
 
 
+def test_a_round_says_of_its_pool_what_the_pool_was_made_with(with_pool: Begun) -> None:
+    workspace = with_pool(pretrain={"method": "vicreg", "image_size": 64}, ingest={"source": "elsewhere", "test": 0.5})
+    this = rounds.open_round(workspace)
+    ours, pools, roots = (yaml.safe_load((workspace.root / folder / "params.yaml").read_text("utf-8")) for folder in (this.folder, "pools/p001", "."))
+    for key in ("ingest", "pretrain"):
+        assert ours[key] == pools[key] != roots[key]
+
+
 def test_picks_are_unlabelled_train_images_and_the_control_arm_is_flagged(finished: Workspace) -> None:
     manifest = Manifest.load(finished.root / "pools/p001/manifest.parquet").frame.set_index("id")
     first, second = (Selection.load(finished.find_round(name).path / "selection.parquet").frame for name in ("r001", "r002"))
