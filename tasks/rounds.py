@@ -55,7 +55,7 @@ def open_pool(workspace: Workspace) -> Round:
         raise WorkspaceError(
             f"{pools[-1].name} is not finished yet; `rondo cycle` or `rondo open` finishes it, `rondo open --again --new-pool` drops it and makes it anew"
         )
-    check_ahead(workspace.params)
+    check_ahead(workspace.params, first=not workspace.all("rounds"))
     pool = Round(workspace.root, f"p{len(pools) + 1:03}")
     previous = f"../{pools[-1].name}" if pools else None
     encoder = "encoder.safetensors"
@@ -65,16 +65,22 @@ def open_pool(workspace: Workspace) -> Round:
     return pool
 
 
-def check_ahead(params: Params) -> None:
+def check_ahead(params: Params, *, first: bool) -> None:
     """Raise on what would keep the first round over a pool from being opened, before days go into the pool.
 
+    Args:
+        params: of the workspace.
+        first: whether that round is the first of all.
+
     Raises:
-        ParamsError: a method or a training that does not exist.
+        ParamsError: a method or a training that does not exist, or a first round in vain.
     """
-    settle_method(params.acquire.method, "acquire.method")
+    method = settle_method(params.acquire.method, "acquire.method")
     if params.acquire.cold_start is not None:
-        settle_method(params.acquire.cold_start, "acquire.cold_start")
+        settle_method(params.acquire.cold_start, "acquire.cold_start", cold=True)
     check_retrain(params.retrain)
+    if first:
+        cold_method(method, params)
 
 
 def open_round(workspace: Workspace) -> Round:
@@ -119,16 +125,8 @@ def checked(params: Params, workspace: Workspace, before: Round, pool: Round, *,
 
     acquire = params.acquire
     method = settle_method(acquire.method, "acquire.method")
-    if needs_model(method) and not has_model:
-        working = ", ".join(card.name for card in registry.methods() if not card.needs_model)
-        if acquire.cold_start is None:
-            raise ParamsError(
-                f"acquire.method {method['name']!r} needs a model and there is none before the first round; "
-                f"these work without one: {working}; name one in acquire.method, or in acquire.cold_start for rounds like this"
-            )
-        method = settle_method(acquire.cold_start, "acquire.cold_start")
-        if needs_model(method):
-            raise ParamsError(f"acquire.cold_start {method['name']!r} itself needs a model; these work without one: {working}")
+    if not has_model:
+        method = cold_method(method, params)
     check_classes(params.classes)
     check_retrain(params.retrain)
     if len(params.classes or []) < 2:
@@ -156,6 +154,33 @@ def checked(params: Params, workspace: Workspace, before: Round, pool: Round, *,
             "retrain": settle_retrain(params.retrain),
         }
     )
+
+
+def cold_method(method: dict[str, Any], params: Params) -> dict[str, Any]:
+    """What a first round picks by: the method, or `acquire.cold_start` where the method reads what only a trained model can give.
+
+    Raises:
+        ParamsError: there is no cold start, it needs a model itself, or the first round's model would be of no use to the method.
+    """
+    from al_core import registry
+
+    if not needs_model(method):
+        return method
+    working, spec = ", ".join(usable(cold=True)), params.acquire.cold_start
+    if spec is None:
+        raise ParamsError(
+            f"acquire.method {method['name']!r} needs a model and there is none before the first round; "
+            f"these work without one: {working}; name one in acquire.method, or in acquire.cold_start for rounds like this"
+        )
+    if "predicted_loss" in registry.needs(built(method)) and params.retrain.loss_prediction is None:
+        raise ParamsError(
+            f"acquire.method {method['name']!r} reads predicted_loss, but retrain.loss_prediction is null: no model would predict it, "
+            "and the second round could not be opened; set retrain.loss_prediction to {} and retrain.mode to finetune"
+        )
+    cold = settle_method(spec, "acquire.cold_start", cold=True)
+    if needs_model(cold):
+        raise ParamsError(f"acquire.cold_start {cold['name']!r} itself needs a model; these work without one: {working}")
+    return cold
 
 
 def check_retrain(params: Retrain) -> None:
@@ -247,21 +272,35 @@ def settle_embed(params: Embed) -> Embed:
     return params.model_copy(update={"vaal": dict(vars(recipe_of(params.vaal)))})
 
 
-def settle_method(spec: dict[str, Any], where: str) -> dict[str, Any]:
-    """`{name: ..., parameter: ...}` checked, with every parameter explicit."""
+def settle_method(spec: dict[str, Any], where: str, *, cold: bool = False) -> dict[str, Any]:
+    """`{name: ..., parameter: ...}` checked, with every parameter explicit; `cold`: of a round before which there is no model."""
     from al_core import registry
     from al_core.pool import SIGNALS
 
     if not isinstance(spec.get("name"), str):
         raise ParamsError(f"{where} is {spec}; expected a name and its parameters, such as {{name: margin}}")
     try:
+        registry.card(spec["name"])
+    except ValueError as error:
+        raise ParamsError(f"{where}: unknown method {spec['name']!r}; {registry.nearest(spec['name'], usable(cold=cold), 'these can stand here:')}") from error
+    except ImportError as error:
+        raise ParamsError(f"{where}: {error}") from error
+    try:
         method = built(spec)
-    except (ValueError, ImportError) as error:
+    except ValueError as error:
         raise ParamsError(f"{where}: {error}") from error
     for need in registry.needs(method):
         if not SIGNALS[need].in_rounds:
             raise ParamsError(f"{where}: {spec['name']} reads {need}, which a round does not have: {SIGNALS[need].made_by}")
     return registry.parameters(method)
+
+
+def usable(*, cold: bool = False) -> list[str]:
+    """Names of the methods that a round can pick by; `cold`: before there is a model."""
+    from al_core import registry
+    from al_core.pool import SIGNALS
+
+    return [card.name for card in registry.methods() if all(SIGNALS[need].in_rounds for need in card.needs) and not (cold and card.needs_model)]
 
 
 def built(spec: dict[str, Any]) -> Method:

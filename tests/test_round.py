@@ -23,6 +23,7 @@ from tasks.workspace import Workspace
 from tests.conftest import advance, run_rondo
 
 Begun = Callable[..., Workspace]
+COLD = "coreset, diffusion, maxherding, probcover, random, robust-coreset, typiclust"  # methods of a first round, as docs/methods/index.md has them
 
 
 def silent(_: str) -> None:
@@ -269,7 +270,14 @@ def test_open_refuses_a_dirty_tree(with_pool: Begun) -> None:
             {"acquire": {"method": {"name": "margin"}, "cold_start": None}},
             "'margin' needs a model and there is none before the first round; these work without one: .*coreset.*random",
         ),
-        ({"acquire": {"method": {"name": "margin"}, "cold_start": {"name": "entropy"}}}, "acquire.cold_start 'entropy' itself needs a model"),
+        (
+            {"acquire": {"method": {"name": "margin"}, "cold_start": {"name": "entropy"}}},
+            f"^acquire.cold_start 'entropy' itself needs a model; these work without one: {COLD}$",
+        ),
+        (
+            {"acquire": {"method": {"name": "margin"}, "cold_start": {"name": "xyz"}}},
+            f"^acquire.cold_start: unknown method 'xyz'; these can stand here: {COLD}$",
+        ),
         ({"acquire": {"method": {"nam": "margin"}}}, r"expected a name and its parameters, such as \{name: margin\}"),
         ({"classes": ["one"]}, "a classifier needs two"),
     ],
@@ -525,6 +533,11 @@ def test_dvc_repro_by_hand_finds_a_closed_round_up_to_date(finished: Workspace) 
         (
             {"retrain": {"mode": "linear-sgd", "ensemble": 5}},
             "retrain.ensemble is 5, but retrain.mode linear-sgd trains none; take linear, finetune or scratch, or set it to null",
+        ),
+        (
+            {"acquire": {"method": {"name": "learning-loss"}}},
+            "acquire.method 'learning-loss' reads predicted_loss, but retrain.loss_prediction is null: no model would predict it, "
+            "and the second round could not be opened; set retrain.loss_prediction to {} and retrain.mode to finetune",
         ),
     ],
 )
