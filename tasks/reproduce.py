@@ -17,6 +17,8 @@ from tasks.errors import WorkspaceError
 from tasks.rounds import altered, inputs
 from tasks.workspace import Round, Workspace
 
+DIGITS = 8  # of a hash that are shown
+
 
 @dataclass(frozen=True)
 class Row:
@@ -100,14 +102,14 @@ def compare(recorded: dict[str, Any], now: dict[str, Any]) -> list[Row]:
 
 
 def render(comparison: Comparison) -> Group:
-    """Outputs all, inputs where they differ; then the verdict."""
+    """Outputs all, inputs where they differ; then the verdict. In 80 columns only the names of files are folded."""
     table = Table(title=f"{comparison.name} reproduced", title_justify="left")
     for heading in ("stage", "file", "recorded", "now", ""):
-        table.add_column(heading, no_wrap=True)
+        table.add_column(heading, no_wrap=heading != "file", overflow="fold")
     for row in comparison.rows:
         if row.role == "output" or not row.same:
             verdict = Text("identical", "green") if row.same else Text(f"{row.role} differs", "bold red")
-            table.add_row(row.stage, row.path.removeprefix("./"), row.recorded[:12], row.now[:12], verdict)
+            table.add_row(row.stage, row.path.removeprefix("./"), row.recorded[:DIGITS], row.now[:DIGITS], verdict)
     outputs = [row for row in comparison.rows if row.role == "output"]
     same = sum(row.same for row in outputs)
     lines = [f"{same} of {len(outputs)} outputs are identical"]
