@@ -28,6 +28,7 @@ from tasks.environment import threads
 from tasks.errors import RondoError, WorkspaceError
 from tasks.process import ChildError, run
 from tasks.rounds import check_pipeline, held_by_git, uncommitted
+from tasks.wording import counted
 from tasks.workspace import Workspace
 
 DISTRIBUTION = "rondo-al"
@@ -221,7 +222,8 @@ def last_line(error: Exception) -> str:
 
 def of_workspace(workspace: Workspace) -> Iterator[Finding]:
     """What only a workspace has."""
-    yield Finding("workspace", f"{workspace.root}: {len(workspace.all('pools'))} pools, {len(workspace.all('rounds'))} rounds")
+    pools, rounds = (counted(len(workspace.all(kind)), kind[:-1]) for kind in ("pools", "rounds"))
+    yield Finding("workspace", f"{workspace.root}: {pools}, {rounds}")
     yield params(workspace)
     yield pipeline(workspace)
     yield work_tree(workspace)

@@ -27,7 +27,7 @@ import numpy.typing as npt
 from tasks.errors import SourceError
 from tasks.progress import progress
 from tasks.spreadsheets import separator
-from tasks.wording import quoted, quoted_path, some
+from tasks.wording import counted, quoted, quoted_path, some
 
 SPLITS = {"train": "train", "test": "test", "validation": "validation", "val": "validation", "valid": "validation"}
 UNLABELED = {"unlabeled", "unlabelled"}  # folders whose images are train images without a label, however deep
@@ -259,7 +259,7 @@ def open_list(text: str, path: Path) -> Source:
             entries.append(entry)
     if problems:
         more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise SourceError(f"list {path} has {len(problems)} wrong lines; mend them:\n  " + "\n  ".join(problems[:10]) + more)
+        raise SourceError(f"list {path} has {counted(len(problems), 'wrong line')}; mend them:\n  " + "\n  ".join(problems[:10]) + more)
     entries.sort(key=lambda entry: entry.uri)
     return Source(text, entries, Files(path.parent))
 

@@ -24,3 +24,8 @@ def some(items: Sequence[Item], limit: int, tell: Callable[[Item], str] = str) -
     """The first ones in a row, each as `tell` puts it, and how many more there are."""
     more = len(items) - limit
     return ", ".join(map(tell, items[:limit])) + (f" and {more} more" if more > 0 else "")
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 pool`, `1,797 images`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

@@ -52,7 +52,7 @@ def test_a_sound_workspace(finished: Workspace) -> None:
     findings = list(doctor.of_workspace(finished))
     assert [finding.name for finding in findings] == ["workspace", "params.yaml", "dvc.yaml", "work tree", "DVC remote", "locks"]
     assert all(finding.fine for finding in findings)
-    assert findings[0].found == f"{finished.root}: 1 pools, 2 rounds"
+    assert findings[0].found == f"{finished.root}: 1 pool, 2 rounds"
     assert findings[3].found == "clean"
     assert findings[4].found == f"beside: {finished.root.parent / 'remote'}"
 

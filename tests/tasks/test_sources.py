@@ -187,7 +187,7 @@ def test_a_file_has_one_name_in_a_list(tmp_path: Path, uri: str) -> None:
     path = tmp_path / "list.csv"
     path.write_text(f"uri,label\na.png,dress\nb/c.png,hat\n/photos/a.png,hat\n{uri},hat\n")
     assert message(path) == (
-        f"list {path} has 1 wrong lines; mend them:\n"
+        f"list {path} has 1 wrong line; mend them:\n"
         f"  line 5: uri {uri!r} has an empty part or '.' between its slashes; write it without, so that each file has one name"
     )
 
