@@ -244,6 +244,8 @@ def takes(schema: dict[str, Any]) -> str:
         return "the keys below"
     if "anyOf" in schema:
         return " or ".join(takes(each) for each in schema["anyOf"])
+    if "const" in schema:
+        return f"`{schema['const']}`"
     if "enum" in schema:
         return " or ".join(f"`{each}`" for each in schema["enum"])
     if schema.get("type") == "array":
