@@ -81,7 +81,7 @@ class Pretrain(Section):
     weights_sha256: str | None = Field(None, description="of the file of weights; set by `rondo open`")
     image_size: Positive = Field(32, description="pixels; images are resized to image_size x image_size")
     epochs: Positive = Field(20, description="passes over the pool")
-    batch_size: Annotated[int, Field(ge=2)] = Field(256, description="images a step, of all processes together")
+    batch_size: Annotated[int, Field(ge=2)] = Field(256, description="images a step, of all processes together; never more than there are train images")
     accumulate: Positive = Field(1, description="parts that a step is done in where memory is short; images are contrasted within a part alone")
     optimizer: Literal["adamw", "sgd", "lars"] = Field("adamw", description="adamw for batches of hundreds, lars for thousands, sgd as MoCo has it")
     learning_rate: Annotated[float, Field(gt=0)] = Field(0.003, description="peak; before it a linear rise, after it a cosine")

@@ -71,6 +71,8 @@ def pretrain(manifest: Manifest, shards: Shards, pack: Pack, start: StartLabels,
     rows = np.flatnonzero(manifest.frame["split"] == "train")
     lines: list[Line] = []
     if params.method != "none":
+        if params.batch_size > len(rows):
+            say(f"pretrain: pretrain.batch_size is {params.batch_size:,} and there are {len(rows):,} train images: a step takes no more than these")
         job = Job(
             params,
             given,

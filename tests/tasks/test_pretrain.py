@@ -66,6 +66,15 @@ def test_the_stage_writes_an_encoder_its_report_and_its_curve(opened: Callable[.
     assert (this.path / CHECKPOINT).exists(), "it goes when DVC has the encoder, not before"
 
 
+def test_a_batch_that_the_pool_cannot_fill_is_said(opened: Callable[..., Round], capsys: pytest.CaptureFixture[str]) -> None:
+    this = opened(batch_size=128, epochs=1)
+    execute("pretrain", this.path)
+    images = PretrainReport.load(this.path / "encoder.json").images
+    assert images < 128
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("pretrain: pretrain.batch_size")]
+    assert said == [f"pretrain: pretrain.batch_size is 128 and there are {images} train images: a step takes no more than these"]
+
+
 def test_the_state_goes_when_dvc_has_the_encoder_and_git_never_sees_it(opened: Callable[..., Round]) -> None:
     this = opened()
     workspace = Workspace(this.root)
