@@ -17,9 +17,10 @@ from al_core.seeds import derive
 from tasks.artifacts import AcquireReport, Labels, Manifest, PreviousLabels, Selection, StartLabels
 from tasks.models import Head
 from tasks.params import Acquire
-from tasks.progress import Told
+from tasks.progress import Told, say
 from tasks.signals import Signals
 from tasks.stage import Run, stage
+from tasks.wording import counted
 
 Rows = npt.NDArray[np.int64]
 
@@ -49,7 +50,14 @@ def acquire(signals: Signals, manifest: Manifest, previous: PreviousLabels, star
         labelled=len(pool.labeled),
         info=dict(picked.info),
     )
+    say(f"acquire: {summary(report)}")
     return Acquired(selection_of(picked, control.rows, signals, manifest, name), report)
+
+
+def summary(report: AcquireReport) -> str:
+    """`90 by margin and 10 at random of 1,338 unlabelled images`."""
+    arms = [(report.acquired, f"by {report.method['name']}"), (report.control, "at random")]
+    return " and ".join(f"{count:,} {how}" for count, how in arms if count) + f" of {counted(report.unlabelled, 'unlabelled image')}"
 
 
 def arms(pool: al_core.Pool, params: Acquire, seed: int, round_name: str) -> tuple[al_core.Selection, al_core.Selection]:

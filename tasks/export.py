@@ -26,8 +26,10 @@ from tasks.contact_sheet import contact_sheet
 from tasks.errors import ArtifactError
 from tasks.images import SUFFIXES, Images
 from tasks.params import Export
+from tasks.progress import say
 from tasks.spreadsheets import guard
 from tasks.stage import Run, stage
+from tasks.wording import counted
 
 IMAGE = "image"  # name of the picture in Label Studio's configuration and key of its address in a task
 SHEET = 200  # most thumbnails on the contact sheet
@@ -66,6 +68,7 @@ def export(selection: Selection, manifest: Manifest, shards: Shards, params: Exp
         (folder / "images").mkdir()
         for pick in picks:
             (folder / "images" / f"{pick.id}.{SUFFIXES[pick.format]}").write_bytes(images.bytes_of(pick.row))
+    say(f"export: {counted(len(picks), 'image')} to label, in batch/")
     return Batch(folder)
 
 

@@ -13,7 +13,9 @@ from tasks.answers import Answer, Checked, check_classes, read, validate
 from tasks.artifacts import Answers, ImportReport, Known, Labels, Manifest, PreviousLabels, Rejects, Selection, StartLabels
 from tasks.errors import AnswersError, ArtifactError, ParamsError
 from tasks.params import ImportLabels
+from tasks.progress import say
 from tasks.stage import Run, stage
+from tasks.wording import counted
 
 ORACLE = "oracle"
 
@@ -38,7 +40,9 @@ def import_labels(
     checked = validate(given, selection, manifest, before, classes)
     if not checked.enough(params.min_answered):
         raise AnswersError(too_few(checked, params, run.round))
-    return Imported(merged(before, checked, selection, run.round), checked.table, report(checked, params.labeller))
+    counts = report(checked, params.labeller)
+    say(f"import-labels: {summary(counts)}")
+    return Imported(merged(before, checked, selection, run.round), checked.table, counts)
 
 
 def oracle(selection: Selection, known: Known, classes: Sequence[str], noise: float, run: Run) -> list[Answer]:
@@ -90,6 +94,13 @@ def report(checked: Checked, labeller: str) -> ImportReport:
         by_class={name: given[name] for name in checked.classes},
         by_annotator=dict(Counter(name for names in checked.annotators.values() for name in names)),
     )
+
+
+def summary(report: ImportReport) -> str:
+    """`97 of 100 images labelled, 2 skipped, 1 unanswered`, and how many answers were not used."""
+    text = f"{report.labelled:,} of {counted(report.batch, 'image')} labelled, {report.skipped:,} skipped, {report.unanswered:,} unanswered"
+    unused = ", ".join(f"{count:,} {reason}" for reason, count in sorted(report.rejected.items()))
+    return text + (f"; not used, see rejects.parquet: {unused}" if unused else "")
 
 
 def too_few(checked: Checked, params: ImportLabels, round: str) -> str:

@@ -45,7 +45,7 @@ class Told:
         self.last: dict[str, float] = {}  # when it was last printed, if it was
         self.done: dict[str, int] = {}
 
-    def __call__(self, what: str, done: int, total: int) -> None:
+    def __call__(self, what: str, done: int, total: int, also: str = "") -> None:
         now = time.monotonic()
         again = done < self.done.get(what, 0)  # another count of the same
         self.done[what] = done
@@ -54,7 +54,7 @@ class Told:
             self.last.pop(what, None)
         elif now - self.last.get(what, self.started[what]) >= self.every or (done == total and what in self.last):
             self.last[what] = now
-            say(line(f"{self.stage}: {what}", done, total, now - self.started[what]))
+            say(line(f"{self.stage}: {what}", done, total, now - self.started[what]) + (f", {also}" if also else ""))
 
 
 def line(what: str, done: int, total: int, seconds: float, before: int = 0) -> str:

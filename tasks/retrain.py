@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,9 +20,10 @@ from tasks.loss_prediction import loss_recipe
 from tasks.models import Head, Members, Model, StartModel
 from tasks.pack import Pack, RawImages, images_for
 from tasks.params import Retrain
-from tasks.progress import line, say
+from tasks.progress import Told, say
 from tasks.signals import Signals
 from tasks.stage import Run, stage
+from tasks.wording import counted
 
 if TYPE_CHECKING:
     from al_core.finetune import Finetuned, Tuning
@@ -67,8 +67,9 @@ def retrain(
     images = images_for("retrain", start.image_size, manifest, shards, pack)
     trained = MODES[params.mode](train, images, start, signals, classes, params, run)
     trained = trained.calibrated(suiting(trained, validation))
-    metrics = measure(trained, train, test, classes, control(selection, labels), run)
-    return Retrained(trained.model, metrics, predictions(trained.logits, manifest, classes), plots(trained.logits, test, classes, run))
+    figures = measure(trained, train, test, classes, control(selection, labels), run)
+    say(f"retrain: {summary(figures)}")
+    return Retrained(trained.model, figures, predictions(trained.logits, manifest, classes), plots(trained.logits, test, classes, run))
 
 
 @dataclass(frozen=True)
@@ -234,14 +235,15 @@ def start_head(start: Model, classes: list[str]) -> Linear:
 
 
 class Epochs:
-    """Says how training goes, in at most `LINES` lines."""
+    """Says how training goes, in at most `LINES` lines and never in quick succession."""
 
     def __init__(self, total: int) -> None:
-        self.total, self.started = total, time.monotonic()
+        self.total, self.told = total, Told("retrain")
+        self.told("epochs", 0, total)
 
     def __call__(self, epoch: int, loss: float, rate: float) -> None:
         if epoch * LINES // self.total > (epoch - 1) * LINES // self.total:
-            say(f"{line('retrain: epochs', epoch, self.total, time.monotonic() - self.started)}, loss {loss:.4f}")
+            self.told("epochs", epoch, self.total, f"loss {loss:.4f}")
 
 
 def control(selection: Selection, labels: Labels) -> tuple[int, int] | None:
@@ -266,6 +268,15 @@ def measure(trained: Trained, train: Examples, test: Examples, classes: list[str
         recall={name: estimate(int(hits.sum()), len(hits)) for name, hits in zip(classes, of_class, strict=True)},
         train_accuracy=float((predicted[train.rows] == train.classes).mean()),
     )
+
+
+def summary(figures: Metrics) -> str:
+    """`300 labels, 97.1% of 359 test images right (95% interval 94.9 to 98.3)`."""
+    labels, found = counted(figures.labels, "label"), figures.accuracy
+    if found is None:
+        return f"{labels}; no test image has one, so there is no accuracy"
+    interval = f"(95% interval {100 * found.low:.1f} to {100 * found.high:.1f})"
+    return f"{labels}, {100 * found.value:.1f}% of {counted(found.n, 'test image')} right {interval}"
 
 
 def resampled(logits: Floats, temperature: float | None, test: Examples, run: Run) -> dict[str, Estimate | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from tasks.errors import ParamsError
 from tasks.images import Images
 from tasks.pack import RawImages
 from tasks.params import Embed
-from tasks.progress import line, progress, say
+from tasks.progress import Told, progress
 from tasks.signals import Signals
 
 if TYPE_CHECKING:
@@ -54,13 +53,14 @@ def discriminate(signals: Signals, images: Images | RawImages, labeled: Rows, un
     from al_core.features import features
     from al_core.vaal import train
 
-    device, started = best_device(), time.monotonic()
+    device, told = best_device(), Told("embed")
+    told("epochs of VAAL", 0, recipe.epochs)
 
-    def told(epoch: int, loss: float, rate: float) -> None:
-        say(f"{line('embed: epochs of VAAL', epoch, recipe.epochs, time.monotonic() - started)}, loss {loss:.4f}")
+    def on_epoch(epoch: int, loss: float, rate: float) -> None:
+        told("epochs of VAAL", epoch, recipe.epochs, f"loss {loss:.4f}")
 
     try:
-        network = train(images, labeled, unlabeled, recipe, seed=seed, workers=params.workers, device=device, on_epoch=told)
+        network = train(images, labeled, unlabeled, recipe, seed=seed, workers=params.workers, device=device, on_epoch=on_epoch)
     except ValueError as error:
         raise ParamsError(f"embed: {error}") from error
     batches = features(images, network, image_size=recipe.image_size, batch_size=params.batch_size, workers=params.workers, device=device)

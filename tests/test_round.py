@@ -19,6 +19,7 @@ from tasks.lock import locked
 from tasks.models import Model
 from tasks.reproduce import reproduce
 from tasks.signals import Signals
+from tasks.stage import execute
 from tasks.workspace import Workspace
 from tests.conftest import advance, run_rondo
 
@@ -73,6 +74,23 @@ def test_a_round_says_of_its_pool_what_the_pool_was_made_with(with_pool: Begun) 
     ours, pools, roots = (yaml.safe_load((workspace.root / folder / "params.yaml").read_text("utf-8")) for folder in (this.folder, "pools/p001", "."))
     for key in ("ingest", "pretrain"):
         assert ours[key] == pools[key] != roots[key]
+
+
+def test_each_stage_says_in_a_line_what_came_of_it(with_pool: Begun, capsys: pytest.CaptureFixture[str]) -> None:
+    workspace = with_pool(acquire={"method": {"name": "coreset"}, "budget": 12, "control": 0.25})
+    this = rounds.open_round(workspace)
+    for stage in this.stages:
+        execute(stage, this.path)
+    said = capsys.readouterr().err.splitlines()
+    splits = Manifest.load(workspace.root / "pools/p001/manifest.parquet").frame["split"].value_counts()
+    found = Metrics.load(this.path / "metrics.json").accuracy
+    assert found is not None
+    assert [line for line in said if not line.startswith("embed: ")] == [
+        f"acquire: 9 by coreset and 3 at random of {splits['train']} unlabelled images",
+        "export: 12 images to label, in batch/",
+        "import-labels: 12 of 12 images labelled, 0 skipped, 0 unanswered",
+        f"retrain: 12 labels, {100 * found.value:.1f}% of {splits['test']} test images right (95% interval {100 * found.low:.1f} to {100 * found.high:.1f})",
+    ]
 
 
 def test_picks_are_unlabelled_train_images_and_the_control_arm_is_flagged(finished: Workspace) -> None:

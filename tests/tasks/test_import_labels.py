@@ -43,7 +43,7 @@ def bring(path: Path, params: ImportLabels, batch: Selection | None = None) -> I
     )
 
 
-def test_answers_of_two_people_by_hand(tmp_path: Path) -> None:
+def test_answers_of_two_people_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "anna.csv").write_text(f"image_id,label,annotator\n{A},dress,anna\n{B},__skip__,anna\n{OLD},hat,anna\n{D},платье,anna\n", "utf-8")
     (tmp_path / "ben.jsonl").write_text(json.dumps({"image_id": A, "label": "dress", "annotator": "ben"}) + "\n", "utf-8")
     done = bring(tmp_path, ImportLabels(min_answered=0.5))
@@ -67,6 +67,9 @@ def test_answers_of_two_people_by_hand(tmp_path: Path) -> None:
         "by_class": {"dress": 1, "skirt": 0, "hat": 0},
         "by_annotator": {"anna": 2, "ben": 1},
     }
+    assert capsys.readouterr().err == (
+        "import-labels: 1 of 4 images labelled, 1 skipped, 2 unanswered; not used, see rejects.parquet: 1 not-in-batch, 1 unknown-class\n"
+    )
 
 
 def test_too_few_answers_do_not_become_labels(tmp_path: Path) -> None:

@@ -37,9 +37,12 @@ def test_what_is_told_from_elsewhere_is_printed_now_and_then(capsys: pytest.Capt
     told("picks", 1, 8)  # anew: what came before does not count
     now[0] += 2
     told("picks", 3, 8)
+    now[0] += 2
+    told("picks", 4, 8, "loss 0.5000")
     assert capsys.readouterr().err.splitlines() == [
         "acquire: badge: picks 2 of 8 (25%), 1/s, 6 s left",
         "acquire: badge: picks 4 of 8 (50%), 1/s, 4 s left",
         "acquire: badge: picks 8 of 8, 1.6/s, took 5 s",
         "acquire: badge: picks 3 of 8 (37%), 1.5/s, 3 s left",
+        "acquire: badge: picks 4 of 8 (50%), 1/s, 4 s left, loss 0.5000",
     ]

@@ -13,7 +13,7 @@ from tasks.errors import ParamsError
 from tasks.images import Images
 from tasks.models import Head, Model
 from tasks.params import render
-from tasks.retrain import start_head
+from tasks.retrain import Epochs, start_head
 from tasks.signals import Signals
 from tasks.workspace import Workspace
 from tests.conftest import CLASSES, advance, params_for
@@ -94,6 +94,22 @@ def test_a_head_by_sgd(with_pool: Callable[..., Workspace]) -> None:
     predicted = np.array(CLASSES)[model.head.logits(Signals(folder / "signals").array("embeddings")).argmax(1)]
     train = (frame["split"] == "train") & frame["label"].notna()
     assert (predicted == frame["label"])[train].mean() == figures(workspace, "r001").train_accuracy > 0.8
+
+
+@pytest.mark.parametrize(("seconds", "lines"), [(0.001, 0), (0.125, 15), (64.0, 30)])
+def test_training_is_told_of_now_and_then(seconds: float, lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three hundred epochs of so many seconds: every tenth is told, but none within two seconds of the one before."""
+    now = [0.0]
+    monkeypatch.setattr("tasks.progress.time.monotonic", lambda: now[0])
+    told = Epochs(300)
+    for epoch in range(1, 301):
+        now[0] += seconds
+        told(epoch, 1 / epoch, 0.1)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == lines
+    if lines:
+        taken = {0.125: "8/s, took 38 s", 64.0: "0.016/s, took 5 h 20 min"}[seconds]
+        assert said[-1] == f"retrain: epochs 300 of 300, {taken}, loss 0.0033"
 
 
 # ---- from the previous round's model ---------------------------------------------------------------------------------------------
