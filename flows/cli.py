@@ -209,7 +209,11 @@ def acquire(
     what_if: Annotated[list[str], typer.Option("--what-if", help="Method to try: its name, or YAML such as '{name: margin, partitions: 4}'.")],
     workspace: Where = Path(),
 ) -> None:
-    """Show what other methods would pick for the open round, and how much of it the round's own method picked. Changes nothing."""
+    """Show what other methods would pick for the open round, and how many of these picks are the round's own too. Changes nothing.
+
+    Works while a round is open that has its picks: from `rondo run` (or `rondo cycle`) on, until it is closed, such as while people label.
+    A method can be tried that reads what the round has computed: embeddings, the model's logits, and what `embed.signals` names.
+    """
     from rich.console import Console
 
     from tasks import rounds

@@ -9,17 +9,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import yaml
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from al_core import Pool, registry
 from al_core.pool import blocks
 from tasks import dvc
 from tasks.acquire import arms, expectations, pool_of
 from tasks.artifacts import Manifest, PreviousLabels, Selection, StartLabels
-from tasks.errors import WorkspaceError
-from tasks.rounds import inputs, needs_model, settle_method
+from tasks.errors import ParamsError, WorkspaceError
+from tasks.rounds import built, inputs, needs_model, settle_method
 from tasks.signals import Signals
+from tasks.wording import counted, some
 from tasks.workspace import Round
 
 SHOWN = 4  # uris and classes of a method that are spelled out
@@ -30,10 +33,9 @@ class Picked:
     """What a method picks, control arm apart."""
 
     method: dict[str, Any]  # name and parameters
-    rows: npt.NDArray[np.int64]  # of the manifest, first pick first; empty where it cannot pick
-    uris: list[str]
+    rows: npt.NDArray[np.int64]  # of the manifest, first pick first
+    uris: list[str]  # of the first picks
     classes: Counter[str]  # what the model in use expects of the picks; empty without one
-    refused: str = ""  # why it cannot pick here
 
 
 def what_if(this: Round, methods: Sequence[dict[str, Any]]) -> list[Picked]:
@@ -45,7 +47,7 @@ def what_if(this: Round, methods: Sequence[dict[str, Any]]) -> list[Picked]:
 
     Raises:
         WorkspaceError: acquire has not run yet.
-        ParamsError: an unknown method or parameter.
+        ParamsError: an unknown method or parameter, or a method that cannot pick here.
         ArtifactError: signals are neither here nor in the remote.
     """
     if "acquire" not in this.lock:
@@ -56,18 +58,29 @@ def what_if(this: Round, methods: Sequence[dict[str, Any]]) -> list[Picked]:
     signals, manifest = Signals.load(this.file(Signals.file)), Manifest.load(this.file(Manifest.file))
     known = PreviousLabels.load(this.file(PreviousLabels.file)).joined(StartLabels.load(this.file(StartLabels.file)))
     pool = pool_of(signals, manifest, known, params.classes or [], logits=logits_of(signals))
+    for method in settled:
+        check(method, pool, this)
     selection = Selection.load(this.file(Selection.file)).frame.query("arm == 'acquired'")
     found = [picked(params.acquire.method, np.searchsorted(manifest.ids, selection["id"].to_numpy(dtype=np.str_)), signals, manifest)]
     for method in settled:
-        if needs_model(method) and signals.head() is None:
-            found.append(Picked(method, np.empty(0, np.int64), [], Counter(), "needs a model, and before the first round is closed there is none"))
-            continue
         try:
             rows = arms(pool, params.acquire.model_copy(update={"method": method}), params.seed, this.name)[0].rows
-            found.append(picked(method, rows, signals, manifest))
         except ValueError as error:
-            found.append(Picked(method, np.empty(0, np.int64), [], Counter(), str(error)))
+            raise ParamsError(f"--what-if: {error}") from error
+        found.append(picked(method, rows, signals, manifest))
     return found
+
+
+def check(method: dict[str, Any], pool: Pool, this: Round) -> None:
+    """Raise where a method reads what the round does not have."""
+    lacking = [need for need in registry.needs(built(method)) if need not in pool.signals]
+    if lacking and needs_model(method) and "head" not in pool.signals:
+        raise ParamsError(f"--what-if: {method['name']} needs a model, and before the first round is closed there is none")
+    if lacking:
+        raise ParamsError(
+            f"--what-if: {method['name']} reads {' and '.join(lacking)}, which {this.name} did not compute; "
+            f"a round does whose embed.signals names it, or whose own method reads it"
+        )
 
 
 def logits_of(signals: Signals) -> npt.NDArray[np.float32] | None:
@@ -86,23 +99,21 @@ def picked(method: dict[str, Any], rows: npt.NDArray[np.int64], signals: Signals
 
 
 def render(this: Round, found: Sequence[Picked]) -> Group:
-    """One line a method: how many of its picks the round's own method picked too, the classes expected, the first picks."""
+    """In words what is compared; a line for each method; the first picks of each."""
     own = found[0]
-    table = Table(title=f"{this.name}: what if", title_justify="left")
-    for heading in ("method", "same picks", "classes expected of the picks", "first picks"):
-        table.add_column(heading)
-    for number, each in enumerate(found):
-        spelled = one_line(each.method) + ("  (the round's own)" if number == 0 else "")
-        if each.refused:
-            table.add_row(spelled, "-", Text(each.refused, "yellow"), "")
-            continue
-        shared = len(np.intersect1d(own.rows, each.rows))
-        classes = ", ".join(f"{name} {count}" for name, count in each.classes.most_common(SHOWN)) + (", ..." if len(each.classes) > SHOWN else "")
-        table.add_row(spelled, f"{shared} of {len(own.rows)}", classes or "no model yet", "\n".join(each.uris))
-    return Group(table, Text("The control arm, drawn at random, is the same for all. Nothing was changed."))
+    control = this.params.acquire.budget - len(own.rows)
+    about = f"{this.name} picks {counted(len(own.rows), 'image')} by {own.method['name']}"
+    about += f", and {control} at random whatever the method" if control else ""
+    table, firsts = Table("method", "in common", "classes that the model expects"), Table.grid(padding=(0, 2))
+    for each in found:
+        shared = "its own" if each is own else f"{len(np.intersect1d(own.rows, each.rows))} of {len(own.rows)}"
+        table.add_row(one_line(each.method), shared, some(each.classes.most_common(), SHOWN, lambda pair: f"{pair[0]} ({pair[1]})") or "no model yet")
+        firsts.add_row(one_line(each.method), ", ".join(each.uris))
+    return Group(Text(about), table, Text("First picks:"), firsts, Text("Nothing was changed."))
 
 
 def one_line(method: dict[str, Any]) -> str:
-    """A method and its parameters on one line."""
-    knobs = ", ".join(f"{key}: {value}" for key, value in method.items() if key != "name")
-    return f"{method['name']}" + (f" ({knobs})" if knobs else "")
+    """A method and those of its parameters that are not the default, as `margin {partitions: 4}`."""
+    usual = settle_method({"name": method["name"]}, "--what-if")
+    knobs = {key: value for key, value in method.items() if key not in usual or value != usual[key]}
+    return str(method["name"]) + (f" {yaml.safe_dump(knobs, default_flow_style=True, width=1000).strip()}" if knobs else "")

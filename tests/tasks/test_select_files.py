@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from typer.testing import CliRunner
 
 import al_core
 from flows.cli import app
+from tasks import git
+from tasks.artifacts import Manifest, Selection
 from tasks.errors import RondoError
 from tasks.workspace import Workspace
 from tests.conftest import advance
@@ -128,14 +131,36 @@ def test_what_if_shows_other_picks_and_touches_nothing(with_pool: Begun, monkeyp
     workspace = with_pool(**{"import-labels": {"labeller": "files"}, "acquire": {"budget": 12, "control": 0.25, "method": {"name": "coreset"}}})
     advance(workspace)
     before = {path: path.stat().st_mtime_ns for path in workspace.root.glob("rounds/**/*") if path.is_file()}
-    arguments = ["--what-if", "coreset", "--what-if", "{name: coreset, normalize: true}", "--what-if", "margin", "--workspace", str(workspace.root)]
-    monkeypatch.setenv("COLUMNS", "200")
-    said = CliRunner().invoke(app, ["acquire", *arguments], catch_exceptions=False).output
-    lines = said.splitlines()
-    own, again, normalized, margin = (next(line for line in lines if text in line) for text in ("(the round's own)", "9 of 9", "normalize: True", "margin"))
-    assert "9 of 9" in own and "9 of 9" in again
-    assert " of 9" in normalized
-    assert "needs a model, and before the first round is closed there is none" in margin
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def asked(*methods: str) -> str:
+        arguments = [part for method in methods for part in ("--what-if", method)]
+        return CliRunner().invoke(app, ["acquire", *arguments, "--workspace", str(workspace.root)], catch_exceptions=False).output
+
+    lines = asked("coreset", "{name: coreset, normalize: true}").splitlines()
+    assert lines[0] == "r001 picks 9 images by coreset, and 3 at random whatever the method"
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
+    assert cells[:2] == [["coreset", "its own", "no model yet"], ["coreset", "9 of 9", "no model yet"]]
+    assert cells[2][0] == "coreset {normalize: true}"
+    assert re.fullmatch(r"[0-9] of 9", cells[2][1])
+    picks = Selection.load(workspace.root / "rounds/r001/selection.parquet").frame.query("arm == 'acquired'")["id"]
+    uris = Manifest.load(workspace.root / "pools/p001/manifest.parquet").frame.set_index("id")["uri"]
+    first = lines.index("First picks:") + 1
+    assert lines[first].split() == lines[first + 1].split() == ["coreset", *", ".join(uris[picks.iloc[:4]]).split()]
+    for methods, message in [
+        (("margn",), "--what-if: unknown method 'margn'; did you mean 'margin'?"),
+        (("coreset", "margin"), "--what-if: margin needs a model, and before the first round is closed there is none"),
+        (("balancing",), "--what-if: balancing reads truth, which a round does not have: nobody knows it before the images are labelled"),
+    ]:
+        with pytest.raises(RondoError, match=re.escape(message)):
+            asked(*methods)
     assert {path: path.stat().st_mtime_ns for path in workspace.root.glob("rounds/**/*") if path.is_file()} == before
-    with pytest.raises(RondoError, match="--what-if: unknown method 'margn'; did you mean 'margin'"):
-        CliRunner().invoke(app, ["acquire", "--what-if", "margn", "--workspace", str(workspace.root)], catch_exceptions=False)
+
+
+def test_what_if_refuses_signals_that_the_round_did_not_compute(finished: Workspace) -> None:
+    git.git(finished.root, "tag", "--delete", "round-r002")
+    with pytest.raises(RondoError) as error:
+        CliRunner().invoke(app, ["acquire", "--what-if", "bald", "--workspace", str(finished.root)], catch_exceptions=False)
+    assert str(error.value) == (
+        "--what-if: bald reads mc_probs, which r002 did not compute; a round does whose embed.signals names it, or whose own method reads it"
+    )
