@@ -55,9 +55,9 @@ def acquire(signals: Signals, manifest: Manifest, previous: PreviousLabels, star
 
 
 def summary(report: AcquireReport) -> str:
-    """`90 by margin and 10 at random of 1,338 unlabelled images`."""
-    arms = [(report.acquired, f"by {report.method['name']}"), (report.control, "at random")]
-    return " and ".join(f"{count:,} {how}" for count, how in arms if count) + f" of {counted(report.unlabelled, 'unlabelled image')}"
+    """`90 by margin, 10 for the control arm, of 1,338 unlabelled images`."""
+    arms = [(report.acquired, f"by {report.method['name']}"), (report.control, "for the control arm")]
+    return "".join(f"{count:,} {how}, " for count, how in arms if count) + f"of {counted(report.unlabelled, 'unlabelled image')}"
 
 
 def arms(pool: al_core.Pool, params: Acquire, seed: int, round_name: str) -> tuple[al_core.Selection, al_core.Selection]:

@@ -86,7 +86,7 @@ def test_each_stage_says_in_a_line_what_came_of_it(with_pool: Begun, capsys: pyt
     found = Metrics.load(this.path / "metrics.json").accuracy
     assert found is not None
     assert [line for line in said if not line.startswith("embed: ")] == [
-        f"acquire: 9 by coreset and 3 at random of {splits['train']} unlabelled images",
+        f"acquire: 9 by coreset, 3 for the control arm, of {splits['train']} unlabelled images",
         "export: 12 images to label, in batch/",
         "import-labels: 12 of 12 images labelled, 0 skipped, 0 unanswered",
         f"retrain: 12 labels, {100 * found.value:.1f}% of {splits['test']} test images right (95% interval {100 * found.low:.1f} to {100 * found.high:.1f})",
