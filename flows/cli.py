@@ -93,9 +93,11 @@ def init(
     ] = None,
 ) -> None:
     """Make a workspace: a git + DVC repository with a commented params.yaml."""
+    from tasks.sources import check_source
     from tasks.starting import starting_params
     from tasks.workspace import init as make
 
+    check_source(source, Path())
     params = starting_params(
         source,
         labels=labels.value,

@@ -1,6 +1,6 @@
 """Where images come from: a folder, a list, a torchvision data set or the example. Each becomes a sorted listing and a reader of single files.
 
-A further kind of source (S3) is one more entry of OPENERS that gives a `Source` with a `Reader` of its own.
+A further kind of source (S3) is one more entry of CHECKS, and one of OPENERS that gives a `Source` with a `Reader` of its own.
 """
 
 from __future__ import annotations
@@ -114,14 +114,9 @@ def open_source(text: str, base: Path, scratch: Path) -> Source:
     Raises:
         SourceError: the source is unknown, missing, malformed or empty.
     """
+    check_source(text, base)
     match = SCHEME.match(text)
-    if match:
-        opener = OPENERS.get(match[1].lower())
-        if opener is None:
-            raise SourceError(f"source {text!r} has the unknown scheme {match[1]!r}; ingest.source takes {KINDS}")
-        source = opener(text, text[match.end() :], scratch)
-    else:
-        source = open_path(text, base)
+    source = OPENERS[match[1].lower()](text, text[match.end() :], scratch) if match else open_path(text, base / Path(text).expanduser())
     if not source.entries and not source.unlisted:
         raise SourceError(
             f"source {text!r} is empty: no image files in it"
@@ -131,16 +126,36 @@ def open_source(text: str, base: Path, scratch: Path) -> Source:
     return source
 
 
-def open_path(text: str, base: Path) -> Source:
-    """A folder or a list."""
-    path = base / Path(text).expanduser()
+def check_source(text: str, base: Path) -> None:
+    """Raise where there is no such source, without a look into it.
+
+    Args:
+        text: as `open_source` takes it.
+        base: what a relative path is relative to.
+
+    Raises:
+        SourceError: a path that does not exist or is no folder or list, an unknown kind, or an unknown name of a kind.
+    """
+    match = SCHEME.match(text)
+    if match is None:
+        check_path(text, base / Path(text).expanduser())
+    elif match[1].lower() in CHECKS:
+        CHECKS[match[1].lower()](text, text[match.end() :])
+    else:
+        raise SourceError(f"source {text!r} has the unknown scheme {match[1]!r}; ingest.source takes {KINDS}")
+
+
+def check_path(text: str, path: Path) -> None:
+    """Raise unless it is a folder or a list."""
     if not text or not path.exists():
         raise SourceError(f"source {text!r} does not exist (looked at {path.absolute()}); ingest.source takes {KINDS}")
-    if path.is_dir():
-        return open_folder(text, path)
-    if path.suffix.lower() not in (".csv", ".jsonl"):
+    if not path.is_dir() and path.suffix.lower() not in (".csv", ".jsonl"):
         raise SourceError(f"source {text!r} is a file, expected a folder or a list named .csv or .jsonl")
-    return open_list(text, path)
+
+
+def open_path(text: str, path: Path) -> Source:
+    """A folder or a list."""
+    return open_folder(text, path) if path.is_dir() else open_list(text, path)
 
 
 # ---- folders -------------------------------------------------------------------------------------------------------------
@@ -363,10 +378,14 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def open_example(text: str, name: str, scratch: Path) -> Source:
-    """Scikit-learn's 1,797 handwritten digits, 8 x 8 pixels of 0 to 16 scaled to 0 to 255, in a folder a class; no splits."""
+def check_example(text: str, name: str) -> None:
+    """Raise unless it is the one example."""
     if name != "digits":
         raise SourceError(f"source {text!r} is unknown; the example is example://digits")
+
+
+def open_example(text: str, name: str, scratch: Path) -> Source:
+    """Scikit-learn's 1,797 handwritten digits, 8 x 8 pixels of 0 to 16 scaled to 0 to 255, in a folder a class; no splits."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -380,13 +399,17 @@ def open_example(text: str, name: str, scratch: Path) -> Source:
     return Source(text, [Entry(f"digits/{entry.uri}", entry.label) for entry in below.entries], Files(scratch))
 
 
-def open_torchvision(text: str, name: str, scratch: Path) -> Source:
-    """A data set of torchvision's from files that are on this machine already, with its own train and test split; nothing is downloaded."""
+def check_torchvision(text: str, name: str) -> None:
+    """Raise unless it is a data set that this version reads."""
     known = IDX_SETS + BATCH_SETS
     if name not in known:
         near = difflib.get_close_matches(name.lower(), [each.lower() for each in known], n=1)
         hint = next((f"; did you mean torchvision://{each}?" for each in known if near == [each.lower()]), "")
         raise SourceError(f"source {text!r} is unknown; this version reads {', '.join(known)}{hint}")
+
+
+def open_torchvision(text: str, name: str, scratch: Path) -> Source:
+    """A data set of torchvision's from files that are on this machine already, with its own train and test split; nothing is downloaded."""
     how = (
         f"download it once, `python -c \"import torchvision; torchvision.datasets.{name}('DIR', download=True)\"`, "
         "and set the environment variable RONDO_DATA to DIR; ingest itself never downloads"
@@ -445,9 +468,10 @@ def find_batches(root: Path, name: str, scratch: Path) -> Path | None:
     return next((place for place in (root, root / name, root / name.lower()) if (place / own).is_dir()), None)
 
 
-def open_s3(text: str, name: str, scratch: Path) -> Source:
+def refuse_s3(text: str, name: str) -> None:
     """Says what to do instead."""
     raise SourceError(f"source {text!r}: S3 is not read directly in this version; copy it into a folder (`aws s3 sync {text} DIR`) and name that")
 
 
-OPENERS: dict[str, Callable[[str, str, Path], Source]] = {"example": open_example, "torchvision": open_torchvision, "s3": open_s3}
+CHECKS: dict[str, Callable[[str, str], None]] = {"example": check_example, "torchvision": check_torchvision, "s3": refuse_s3}
+OPENERS: dict[str, Callable[[str, str, Path], Source]] = {"example": open_example, "torchvision": open_torchvision}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from al_core.pretraining.recipes import PRESETS, published
 from tasks.errors import ParamsError
 from tasks.params import Params, Pretrain
 from tasks.starting import starting_params
+from tests.conftest import run_rondo
 
 
 def pretrain(source: str = "photos", **options: Any) -> Pretrain:
@@ -56,3 +58,20 @@ def test_what_there_is_not_is_refused(options: dict[str, str], message: str) -> 
     with pytest.raises(ParamsError) as caught:
         pretrain(**options)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("no/such/folder", "source 'no/such/folder' does not exist (looked at "),
+        ("example://digit", "source 'example://digit' is unknown; the example is example://digits"),
+        ("torchvision://mnist", "source 'torchvision://mnist' is unknown; this version reads MNIST, "),
+        ("ftp://host/photos", "source 'ftp://host/photos' has the unknown scheme 'ftp'; "),
+        ("s3://bucket/photos", "source 's3://bucket/photos': S3 is not read directly in this version; copy it into a folder"),
+    ],
+)
+def test_no_workspace_is_made_over_a_source_that_is_not_there(tmp_path: Path, source: str, message: str) -> None:
+    done = run_rondo("init", str(tmp_path / "made"), "--source", source, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {message}")
+    assert list(tmp_path.iterdir()) == []
