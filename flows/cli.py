@@ -94,7 +94,7 @@ def init(
 ) -> None:
     """Make a workspace: a git + DVC repository with a commented params.yaml."""
     from tasks.sources import check_source
-    from tasks.starting import starting_params
+    from tasks.starting import departures, starting_params
     from tasks.workspace import init as make
 
     check_source(source, Path())
@@ -109,6 +109,8 @@ def init(
         preset=preset,
     )
     workspace = make(folder, params)
+    if left := departures(preset, params.pretrain):
+        typer.echo(left)
     typer.echo(f"Made {workspace.root}. Look at {workspace.root / 'params.yaml'}, then:\n  rondo cycle --workspace {folder}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from tasks.errors import ParamsError
@@ -23,6 +24,7 @@ PHOTOS_L2 = 0.03  # their features are noisier than those of digits: at 100 to 3
 TINY_SETS = {"torchvision://cifar10": SMALL, "torchvision://cifar100": SMALL}
 PUBLISHED = {"cifar": "simclr", "imagenet": "mocov2"}  # presets: the method whose published schedule they are, as Emam et al. 2021 use them
 PRESETS = ("tiny", *PUBLISHED)
+BORNE = ("color", "grey", "flip", "rotate")  # keys of `pretrain` that say what may change in an image
 DIGITS = list("0123456789")
 GREY_SETS = {"example://digits": GREY, "torchvision://mnist": MNIST, "torchvision://fashionmnist": MNIST, "torchvision://kmnist": MNIST}
 
@@ -50,8 +52,7 @@ def starting_params(
         pretrain = pretrain.model_copy(update={"encoder": encoder, "stem": pretrain.stem if "resnet" in encoder else "standard"})
     elif encoder is not None and encoder != pretrain.encoder:
         other = SMALL if encoder == "small" else PHOTOS.model_copy(update={"encoder": encoder})
-        kept = {"color", "grey", "flip", "rotate"}  # what the images bear does not depend on the encoder
-        pretrain = other.model_copy(update={key: getattr(pretrain, key) for key in kept})
+        pretrain = other.model_copy(update={key: getattr(pretrain, key) for key in BORNE})  # which does not depend on the encoder
     return Params.check(
         {
             "classes": classes or (DIGITS if source == "example://digits" else None),
@@ -89,12 +90,23 @@ def pretrain_for(source: str, preset: str | None) -> Pretrain:
         raise ParamsError(f"--preset is {preset!r}; the presets are {', '.join(PRESETS)}")
     if preset == "tiny":
         return grey or SMALL
+    return Pretrain.model_validate(published_section(preset) | ({key: getattr(grey, key) for key in BORNE} if grey else {}))
+
+
+def published_section(preset: str) -> dict[str, object]:
+    """The section `pretrain` that a preset other than tiny was published as."""
     from al_core.pretraining.recipes import published
 
     method = PUBLISHED[preset]
-    section = published(preset, method).section(method)
-    bears = {key: getattr(grey, key) for key in ("color", "grey", "flip", "rotate")} if grey else {}
-    return Pretrain.model_validate(section | bears)
+    return published(preset, method).section(method)
+
+
+def departures(preset: str | None, pretrain: Pretrain) -> str:
+    """What small grey images do not bear of a published schedule, and what stands in its place, in words; empty where nothing does."""
+    theirs = published_section(preset) if preset in PUBLISHED else {}
+    ours = {key: getattr(pretrain, key) for key in BORNE if key in theirs}
+    other = [f"{key} {json.dumps(value)} ({json.dumps(theirs[key])})" for key, value in ours.items() if value != theirs[key]]
+    return f"pretrain departs from the published schedule (in brackets), for small grey images: {', '.join(other)}." if other else ""
 
 
 def settled(source: str) -> str:

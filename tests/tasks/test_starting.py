@@ -10,7 +10,7 @@ import pytest
 from al_core.pretraining.recipes import PRESETS, published
 from tasks.errors import ParamsError
 from tasks.params import Params, Pretrain
-from tasks.starting import starting_params
+from tasks.starting import departures, starting_params
 from tests.conftest import run_rondo
 
 
@@ -39,6 +39,17 @@ def test_digits_are_not_mirrored_whatever_the_preset() -> None:
         "rotate": 15.0,
     }
     assert pretrain("example://digits", preset="tiny") == pretrain("example://digits")
+
+
+def test_what_departs_from_a_published_schedule_is_said() -> None:
+    """MoCo v2 and SimCLR jitter colours and mirror; digits stay grey and are turned instead."""
+    said = "pretrain departs from the published schedule (in brackets), for small grey images: "
+    for preset in ("cifar", "imagenet"):
+        assert departures(preset, pretrain("example://digits", preset=preset)) == (
+            f"{said}color 0.0 (0.5), grey 0.0 (0.2), flip false (true), rotate 15.0 (0.0)."
+        )
+        assert departures(preset, pretrain("photos", preset=preset)) == ""
+    assert departures("tiny", pretrain("example://digits", preset="tiny")) == departures(None, pretrain("example://digits")) == ""
 
 
 def test_an_encoder_may_be_named_beside_a_preset() -> None:
