@@ -10,6 +10,7 @@ import re
 import runpy
 import shlex
 import sys
+import textwrap
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ from benchmarks import plot
 from flows.cli import app
 from tasks import artifacts
 from tasks.artifacts import Record, Table
-from tasks.params import Params, Section
+from tasks.params import Params, Pretrain, Section
 from tasks.stage import POOL_STAGES, ROUND_STAGES, all_stages
 
 ROOT = Path(__file__).parents[1]
@@ -316,12 +317,16 @@ def objective_table() -> str:
     return table(("method", "parameter", "meaning", "default"), [(f"`{name}`", f"`{each.name}`", each.meaning, code(each.default)) for name, each in known])
 
 
-def schedule_tables() -> str:
-    """What every self-supervised method was published with."""
+def schedules() -> str:
+    """What every self-supervised method was published with, keys in the order of `params.yaml`."""
     parts = []
-    for preset, schedules in PRESETS.items():
-        rows = [(f"`{name}`", code(each.section(name)), each.departs, each.source) for name, each in schedules.items()]
-        parts.append(f"#### `{preset}`\n\n{table(('method', '`pretrain`', 'there, beside', 'source'), rows)}")
+    for preset, known in PRESETS.items():
+        for name, each in known.items():
+            section = each.section(name)
+            lines = "".join(f"  {key}: {code(section[key]).strip('`')}\n" for key in Pretrain.model_fields if key in section)
+            about = f"From {each.source}." + (f" What the section cannot say: {each.departs}." if each.departs else "")
+            about = textwrap.fill(about, 150, break_long_words=False, break_on_hyphens=False)
+            parts.append(f"### `{preset}`, `{name}`\n\n{about}\n\n```yaml\npretrain:\n{lines}```\n")
     return "\n".join(parts)
 
 
@@ -399,7 +404,7 @@ MADE = [
     Made(DOCS / "artifacts.md", "stages", stage_table),
     Made(DOCS / "artifacts.md", "tables", schema_tables),
     Made(DOCS / "how-to/train-an-encoder.md", "objectives", objective_table),
-    Made(DOCS / "how-to/train-an-encoder.md", "schedules", schedule_tables),
+    Made(DOCS / "how-to/train-an-encoder.md", "schedules", schedules),
     Made(DOCS / "methods/index.md", "methods", method_table),
     Made(DOCS / "methods/composition.md", "composition", composition_table),
     *(Made(DOCS / f"methods/{card.name}.md", "card", partial(method_card, card)) for card in OWN),
