@@ -142,7 +142,7 @@ def features(
     try:
         with short_of_memory(f"lower {stage}.batch_size (now {batch_size}) to {max(1, batch_size // 2)}"):
             total = -(-(len(images) - start) // batch_size)
-            yield from batches if processes.rank else progress(batches, total, f"{stage}: batches of {batch_size}")
+            yield from batches if processes.rank else progress(batches, total, f"{stage}: batches ({batch_size} images each)")
     except MemoryError as error:
         raise ParamsError(f"{stage}: {error}") from error
 

@@ -65,5 +65,5 @@ def discriminate(signals: Signals, images: Images | RawImages, labeled: Rows, un
         raise ParamsError(f"embed: {error}") from error
     batches = features(images, network, image_size=recipe.image_size, batch_size=params.batch_size, workers=params.workers, device=device)
     with signals.write("discriminator", (len(images),)) as array:
-        for batch in progress(batches, -(-len(images) // params.batch_size), f"embed: batches of {params.batch_size} through VAAL"):
+        for batch in progress(batches, -(-len(images) // params.batch_size), f"embed: batches through VAAL ({params.batch_size} images each)"):
             array.append(batch[:, 0])
