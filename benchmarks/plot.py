@@ -98,6 +98,7 @@ GOALS = [
     Goal("`coreset`, clustered: times DISTIL", at("kcenter-peers", "emb", "DISTIL_over_rondo", **KCENTER), 100),
     Goal("`coreset`, clustered: times DeepCore", at("kcenter-peers", "emb", "DeepCore_over_rondo", **KCENTER), 100),
     Goal("`coreset`, clustered: times patchcore's approximate sampler, which is not exact", at("kcenter-peers", "emb", "patchcore_over_rondo", **KCENTER), 2),
+    Goal("the same of anomalib, which is not exact either", at("kcenter-anomalib", "emb", "anomalib_over_rondo", **KCENTER), 100),
     Goal("`coreset`, 100k x 512, 4000 picks: times the loop", at("kcenter", "growth, emb of 512 numbers", "100000 rows, 4000 picks", "loop_over_rondo"), 25),
     Goal(
         "`badge`, a sure model, 100k x 512, 1000 classes, 1000 picks: times faster than JordanAsh/badge",
