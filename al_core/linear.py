@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
 NEWTON_STEPS, CONJUGATE_STEPS = 100, 1000
-TOLERANCE = 1e-5  # largest component of the gradient that counts as solved, in units of l2: the distance to the solution is at most the gradient by l2
+TOLERANCE = 1e-5  # largest component of the gradient that counts as solved, in units of l2, at most of 1
+ROUNDING = 1e-12  # of the gradient's components in float64: less cannot be asked for
+STALLED = 3  # Newton steps without a smaller gradient, after which float32 is no longer enough to find them
 EPSILON = 1e-14
 BLOCK = 4096  # rows that are turned to float64 at a time
 SMALLEST_SPREAD = 1e-3
@@ -48,7 +50,8 @@ def fit(
 
     A class without examples gets weight 0 and the bias that gives it about the probability 1 / (n + classes) at these examples.
     Deterministic: from a start at zero, until every component of the gradient, in float64, is at most 1e-5 l2 (1e-5 where l2 is above 1), which for the
-    usual strengths takes 50 to 500 products with the features. Time O(n D classes) a product; memory: a copy of the features.
+    usual strengths takes 50 to 500 products with the features. Time O(n D classes) a product; memory: a copy of the features, and some ten numbers in
+    float64 an example and class.
 
     Args:
         features: (n, D) finite.
@@ -168,7 +171,10 @@ class Examples:
     def slope(self, errors: Tensor) -> Tensor:
         """(c, D + 1) float64: how the mean loss changes with the weights, from how each example's loss changes with its logits (n, c)."""
         terms = blocks(self.shares[:, None] * errors)
-        return torch.stack([term.T @ block.double() for term, block in zip(terms, blocks(self.x), strict=True)]).sum(0)
+        total = self.start()
+        for term, block in zip(terms, blocks(self.x), strict=True):
+            total += term.T @ block.double()
+        return total
 
     def unseen(self, w: Tensor) -> Tensor:
         """Logit of a class without examples, beside those that w (c, D + 1) gives: about the probability 1 / (n + classes) at these examples."""
@@ -178,7 +184,7 @@ class Examples:
 def solve(examples: Examples, l2: float, tolerance: float, start: Tensor | None = None) -> Tensor:
     """Weights (c, D + 1), the last the bias, by Newton's method, each step found by conjugate gradients and shortened where it would overshoot.
 
-    Loss and gradient are float64. Steps are found in float32, which takes half the time: they need not be right in all digits.
+    Loss and gradient are float64. Steps are found in float32, which takes half the time, as long as they lead on: they need not be right in all digits.
 
     Args:
         examples: what to fit.
@@ -189,20 +195,22 @@ def solve(examples: Examples, l2: float, tolerance: float, start: Tensor | None 
     Raises:
         ValueError: no convergence.
     """
-    goal = tolerance * min(l2, 1)
+    goal = max(tolerance * min(l2, 1), ROUNDING)
     ridge = examples.shares.new_full((examples.x.shape[1],), l2)
     ridge[-1] = 0
     target = one_hot(examples.labels, len(examples.present)).double()  # (n, c)
     w = examples.start() if start is None else start
     logits = examples.logits(w)
-    steepest = math.inf
+    least, stalled = math.inf, 0
     for _ in range(NEWTON_STEPS):
         p = logits.softmax(1)
         gradient = examples.slope(p - target) + ridge * w
         steepest = gradient.abs().max().item()
         if steepest <= goal:
             return torch.cat([w[:, :-1], w[:, -1:] - w[:, -1:].mean()], 1)
-        step = newton_step(examples, p, ridge, gradient)
+        stalled = 0 if steepest < least and stalled < STALLED else stalled + 1
+        least = min(least, steepest)
+        step = newton_step(examples, p, ridge, gradient, rough=stalled < STALLED)
         change = examples.logits(step)
 
         def loss(stride: float, w: Tensor = w, logits: Tensor = logits, step: Tensor = step, change: Tensor = change) -> float:
@@ -211,20 +219,12 @@ def solve(examples: Examples, l2: float, tolerance: float, start: Tensor | None 
 
         stride = descending(loss, (gradient * step).sum().item())
         w, logits = w + stride * step, logits + stride * change
-    raise ValueError(
-        f"logistic regression has a gradient of {steepest:.1e} after {NEWTON_STEPS} Newton steps, expected {goal:.0e}; raise retrain.l2 (now {l2})"
-    )
+    raise ValueError(f"logistic regression has a gradient of {least:.1e} after {NEWTON_STEPS} Newton steps, expected {goal:.0e}; raise retrain.l2 (now {l2})")
 
 
-def newton_step(examples: Examples, p: Tensor, ridge: Tensor, gradient: Tensor) -> Tensor:
-    """-H^-1 gradient, by conjugate gradients that stop early while the gradient is large; H is never built."""
-    x, odds, weighted, damping = examples.x, p.float(), (examples.shares[:, None] * p).float(), ridge.float()
-
-    def curvature(v: Tensor) -> Tensor:
-        v = v.float()
-        q = x @ v.T  # (n, c)
-        return ((weighted * (q - (odds * q).sum(1, keepdim=True))).T @ x + damping * v).double()
-
+def newton_step(examples: Examples, p: Tensor, ridge: Tensor, gradient: Tensor, *, rough: bool) -> Tensor:
+    """-H^-1 gradient, by conjugate gradients that stop early while the gradient is large; H is never built. `rough`: products are float32."""
+    curvature = (rough_curvature if rough else exact_curvature)(examples, p, ridge)
     scale = (examples.shares[:, None] * p * (1 - p)).sum(0)[:, None] + ridge + EPSILON  # about H's diagonal, as the columns of x have variance 1
     step, residual = torch.zeros_like(gradient), -gradient
     direction = residual / scale
@@ -239,6 +239,28 @@ def newton_step(examples: Examples, p: Tensor, ridge: Tensor, gradient: Tensor) 
             break
         direction = residual / scale + size / before * direction
     return step
+
+
+def rough_curvature(examples: Examples, p: Tensor, ridge: Tensor) -> Callable[[Tensor], Tensor]:
+    """What H makes of weights, in float32."""
+    x, odds, weighted, damping = examples.x, p.float(), (examples.shares[:, None] * p).float(), ridge.float()
+
+    def curvature(v: Tensor) -> Tensor:
+        v = v.float()
+        q = x @ v.T  # (n, c)
+        return ((weighted * (q - (odds * q).sum(1, keepdim=True))).T @ x + damping * v).double()
+
+    return curvature
+
+
+def exact_curvature(examples: Examples, p: Tensor, ridge: Tensor) -> Callable[[Tensor], Tensor]:
+    """The same in float64."""
+
+    def curvature(v: Tensor) -> Tensor:
+        q = examples.logits(v)  # (n, c)
+        return examples.slope(p * (q - (p * q).sum(1, keepdim=True))) + ridge * v
+
+    return curvature
 
 
 def descending(loss: Callable[[float], float], slope: float) -> float:

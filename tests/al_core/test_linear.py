@@ -29,7 +29,7 @@ def probabilities(head: Linear, features: npt.NDArray[np.float32]) -> Floats:
     return shares
 
 
-@pytest.mark.parametrize("l2", [1e-3, 0.1])
+@pytest.mark.parametrize("l2", [1e-6, 1e-3, 0.1])
 def test_the_solution_is_scikit_learns(l2: float) -> None:
     """Its objective is C * sum of NLL + ||W||^2 / 2, so that C = 1 / (n l2)."""
     features, labels = blobs()
@@ -57,6 +57,24 @@ def test_more_features_than_examples() -> None:
     features, labels = rng.normal(size=(40, 300)).astype(np.float32), np.arange(40) % 10
     head = fit(features, labels, 10, l2=1e-3)
     assert (probabilities(head, features).argmax(1) == labels).all()
+
+
+@pytest.mark.parametrize("l2", [1e-10, 1e-8, 1e-4])
+def test_classes_that_a_plane_divides_are_solved_however_weak_the_ridge(l2: float) -> None:
+    """Probabilities are then near 0 and 1, where float32 does not tell them from these."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(10, size=300)
+    centres = 3 * rng.normal(size=(10, 128))
+    features = (centres[labels] + rng.normal(size=(300, 128))).astype(np.float32)
+    found = probabilities(fit(features, labels, 10, l2=l2), features)[np.arange(300), labels]
+    assert found.min() > 1 - 100 * l2
+
+
+def test_rows_are_taken_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = blobs()
+    whole = fit(features, labels, 4, l2=1e-3)
+    monkeypatch.setattr(linear, "BLOCK", 7)
+    np.testing.assert_allclose(fit(features, labels, 4, l2=1e-3).weight, whole.weight, rtol=1e-5)
 
 
 def test_a_ridge_without_bounds_leaves_the_frequencies() -> None:
