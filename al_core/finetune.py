@@ -65,10 +65,46 @@ class Jitter:
         return tensor.flip(2) if self.flip and mirror < 0.5 else tensor
 
 
+def regression(
+    images: Images,
+    labels: npt.NDArray[np.int64],
+    encoder: Encoder,
+    *,
+    classes: int,
+    batch_size: int,
+    seed: int,
+    workers: int,
+    device: torch.device,
+    l2: float | None = 1e-3,
+    weights: npt.NDArray[np.float64] | None = None,
+) -> Linear:
+    """What a head starts from that is trained together with the encoder: the logistic regression on the encoder's own features.
+
+    One that starts at random distorts them before it has learned anything (Kumar et al. 2022, https://arxiv.org/abs/2202.10054).
+
+    Args:
+        images: the labelled images.
+        labels: (n,) in 0..classes-1, one for each image.
+        classes: how many there are, with or without examples.
+        batch_size: images that the encoder sees at a time.
+        seed: of the folds of cross-validation.
+        l2: ridge, see `linear.fit`; None: by cross-validation.
+        weights: (classes,) how much an example of each class counts, above 0; None: all alike.
+
+    Raises:
+        ValueError: no labels, or labels that do not fit the images or the classes.
+    """
+    check(images, labels, classes)
+    x = np.concatenate(list(features(images, encoder, image_size=encoder.image_size, batch_size=batch_size, workers=workers, device=device)))
+    strength = cross_validate(x, labels, classes, seed=seed, weights=weights, device=device).l2 if l2 is None else l2
+    return fit(x, labels, classes, l2=strength, weights=weights, device=device)
+
+
 def finetune(
     images: Images,
     labels: npt.NDArray[np.int64],
     encoder: Encoder,
+    head: Linear,
     how: Tuning,
     *,
     classes: int,
@@ -76,37 +112,27 @@ def finetune(
     workers: int,
     device: torch.device,
     weights: npt.NDArray[np.float64] | None = None,
-    head: Linear | None = None,
-    l2: float | None = 1e-3,
     on_epoch: OnEpoch = lambda epoch, loss, rate: None,
 ) -> Finetuned:
     """All weights trained on the labels, from copies of the encoder and of a linear head; what is given is left as it is.
 
-    Without a head given it starts as the logistic regression on the encoder's own features, since one that starts at random distorts them before it has
-    learned anything (Kumar et al. 2022, https://arxiv.org/abs/2202.10054). Then cross-entropy by AdamW. Batch norm keeps the statistics of pretraining, as
-    few labels give poor ones; its scales and shifts are trained.
+    Cross-entropy by AdamW. Batch norm keeps the statistics of pretraining, as few labels give poor ones; its scales and shifts are trained.
 
     Args:
         images: the labelled images.
         labels: (n,) in 0..classes-1, one for each image.
+        head: of a model before, or `regression`.
         classes: how many there are, with or without examples.
         seed: of order and views.
         weights: (classes,) how much an example of each class counts in the loss, above 0; None: all alike.
-        head: what training starts from; None: the logistic regression.
-        l2: ridge of that regression, see `linear.fit`; None: by cross-validation.
         on_epoch: called after each epoch.
 
     Raises:
         ValueError: no labels, labels that do not fit the images or the classes, or a loss that is not finite.
     """
     check(images, labels, classes)
-    encoder = copy.deepcopy(encoder)
+    encoder, last = copy.deepcopy(encoder), head.layer()
     held = resized(images, encoder.image_size, workers=workers)
-    if head is None:
-        x = np.concatenate(list(features(held, encoder, image_size=encoder.image_size, batch_size=how.batch_size, workers=workers, device=device)))
-        strength = cross_validate(x, labels, classes, seed=seed, weights=weights, device=device).l2 if l2 is None else l2
-        head = fit(x, labels, classes, l2=strength, weights=weights, device=device)
-    last = head.layer()
     nn.Sequential(encoder, last).to(device).eval()  # eval: of its layers only batch norm and dropout mind
     knob = "retrain.learning_rate"
     return train(encoder, last, held, labels, how, knob=knob, seed=seed, workers=workers, device=device, weights=weights, on_epoch=on_epoch)

@@ -37,7 +37,7 @@ class Checkpoint:
     path: Path
     inputs: str
     here: list[Description] = field(default_factory=list)
-    earlier: list[Description] = field(default_factory=list)
+    earlier: list[Description] = field(init=False, default_factory=list)
     kept: float = field(default_factory=time.monotonic)
 
     def due(self) -> bool:

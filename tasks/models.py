@@ -170,7 +170,7 @@ class Model(Artifact):
             members = Members.taken(tensors)
             loss = {name.removeprefix("loss."): tensors.pop(name) for name in sorted(tensors) if name.startswith("loss.")}
             return cls(about["encoder"], about["stem"], about["image_size"], tensors, head, members, loss or None)
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (SafetensorError, LookupError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path} is not a Rondo model ({error}); restore it with `dvc checkout {path}`") from error
 
     def save(self, path: Path) -> None:

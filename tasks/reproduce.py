@@ -109,7 +109,7 @@ def render(comparison: Comparison) -> Group:
     for row in comparison.rows:
         if row.role == "output" or not row.same:
             verdict = Text("identical", "green") if row.same else Text(f"{row.role} differs", "bold red")
-            table.add_row(row.stage, row.path.removeprefix("./"), row.recorded[:DIGITS], row.now[:DIGITS], verdict)
+            table.add_row(row.stage, Text(row.path.removeprefix("./"), overflow="fold"), row.recorded[:DIGITS], row.now[:DIGITS], verdict)
     outputs = [row for row in comparison.rows if row.role == "output"]
     same = sum(row.same for row in outputs)
     lines = [f"{same} of {len(outputs)} outputs are identical"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -165,28 +165,24 @@ def weights_of(train: Examples, classes: list[str], params: Retrain) -> Doubles 
 def tuned(train: Examples, images: Images | RawImages, start: Model, signals: Signals, classes: list[str], params: Retrain, run: Run) -> Trained:
     """All weights trained on the labelled images, from those of a model or from random ones."""
     from al_core.devices import best_device
-    from al_core.finetune import Tuning, finetune
+    from al_core.finetune import Tuning, finetune, regression
     from al_core.scratch import enough_epochs, scratch
     from al_core.seeds import derive
 
     how = Tuning(params.epochs, params.batch_size, params.learning_rate, params.flip, loss_recipe(params.loss_prediction))
+    seed, shown, encoder = derive(run.seed, run.round, "retrain"), images.only(train.rows), start.network()
+    common: dict[str, Any] = {"classes": len(classes), "workers": params.workers, "device": best_device(), "weights": weights_of(train, classes, params)}
     if params.mode == "scratch":
         epochs = enough_epochs(len(train.rows), params.batch_size, epochs=params.epochs, min_steps=params.scratch.min_steps)
-        how, fit = replace(how, epochs=epochs, learning_rate=params.scratch.learning_rate), scratch
+        how = replace(how, epochs=epochs, learning_rate=params.scratch.learning_rate)
+        fit: Callable[..., Finetuned] = partial(scratch, shown, train.classes, encoder, **common)
     else:
-        head = start_head(start, classes) if params.warm_start else None
-        fit = partial(finetune, head=head, l2=None if params.l2 == "auto" else params.l2)
-    fit = partial(
-        fit,
-        images.only(train.rows),
-        train.classes,
-        start.network(),
-        classes=len(classes),
-        workers=params.workers,
-        device=best_device(),
-        weights=weights_of(train, classes, params),
-    )
-    seed = derive(run.seed, run.round, "retrain")
+        l2 = None if params.l2 == "auto" else params.l2
+        if params.warm_start:
+            head = start_head(start, classes)
+        else:
+            head = regression(shown, train.classes, encoder, batch_size=params.batch_size, seed=seed, l2=l2, **common)
+        fit = partial(finetune, shown, train.classes, encoder, head, **common)
     result = fit(how, seed=seed, on_epoch=Epochs(how.epochs))
     model = Model.of(result.encoder, Head(result.head.weight, result.head.bias, classes))
     if result.loss_prediction:

@@ -78,8 +78,8 @@ def check(method: dict[str, Any], pool: Pool, this: Round) -> None:
         raise ParamsError(f"--what-if: {method['name']} needs a model, and before the first round is closed there is none")
     if lacking:
         raise ParamsError(
-            f"--what-if: {method['name']} reads {' and '.join(lacking)}, which {this.name} did not compute; "
-            f"a round does whose embed.signals names it, or whose own method reads it"
+            f"--what-if: {method['name']} reads {' and '.join(lacking)}, which {this.name} did not compute; a round does whose embed.signals names it, "
+            "or whose own method reads it" + (", if the model before was trained with retrain.loss_prediction" if "predicted_loss" in lacking else "")
         )
 
 
@@ -107,8 +107,9 @@ def render(this: Round, found: Sequence[Picked]) -> Group:
     table, firsts = Table("method", "in common", "classes that the model expects"), Table.grid(padding=(0, 2))
     for each in found:
         shared = "its own" if each is own else f"{len(np.intersect1d(own.rows, each.rows))} of {len(own.rows)}"
-        table.add_row(one_line(each.method), shared, some(each.classes.most_common(), SHOWN, lambda pair: f"{pair[0]} ({pair[1]})") or "no model yet")
-        firsts.add_row(one_line(each.method), ", ".join(each.uris))
+        classes = some(each.classes.most_common(), SHOWN, lambda pair: f"{pair[0]} ({pair[1]})") or "no model yet"
+        table.add_row(*map(Text, (one_line(each.method), shared, classes)))  # names may hold brackets, which are markup in bare strings
+        firsts.add_row(*map(Text, (one_line(each.method), ", ".join(each.uris))))
     return Group(Text(about), table, Text("First picks:"), firsts, Text("Nothing was changed."))
 
 

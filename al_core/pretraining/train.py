@@ -147,7 +147,8 @@ def check_views(encoder: Encoder, views: Sequence[Views]) -> None:
         try:
             check_size(encoder, each.size)
         except ValueError as error:
-            raise ValueError(f"{error}; take local_views: 0 in pretrain.objective, or a ResNet or one of timm's ViTs") from error
+            advice = "set local_size in pretrain.objective to what it takes (a ViT of timm's: a multiple of its patch), or local_views to 0"
+            raise ValueError(f"{str(error).rstrip('.')}; {advice}") from error
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from PIL import Image
 
 from al_core.encoders import build
 from al_core.features import features
-from al_core.finetune import Finetuned, Jitter, Tuning, finetune
-from al_core.linear import fit
+from al_core.finetune import Finetuned, Jitter, Tuning, finetune, regression
+from al_core.linear import Linear, fit
 from al_core.loading import Square, in_order, load
 
 LABELS = np.arange(24) % 2 * 2  # class 1 has no examples
@@ -29,9 +29,11 @@ class Stripes:
         return Image.fromarray((striped + noise).astype(np.uint8))
 
 
-def tune(how: Tuning = HOW, **changes: Any) -> Finetuned:
-    arguments: dict[str, Any] = {"images": Stripes(), "labels": LABELS, "encoder": build("small", 0, image_size=12), "classes": 3}
-    return finetune(how=how, **arguments | {"seed": 0, "workers": 0, "device": torch.device("cpu")} | changes)
+def tune(how: Tuning = HOW, l2: float | None = 1e-3, head: Linear | None = None, **changes: Any) -> Finetuned:
+    on_epoch = changes.pop("on_epoch", lambda epoch, loss, rate: None)
+    given: dict[str, Any] = {"images": Stripes(), "labels": LABELS, "encoder": build("small", 0, image_size=12), "classes": 3}
+    given |= {"seed": 0, "workers": 0, "device": torch.device("cpu")} | changes
+    return finetune(how=how, head=head or regression(batch_size=how.batch_size, l2=l2, **given), on_epoch=on_epoch, **given)
 
 
 def logits(result: Finetuned) -> torch.Tensor:

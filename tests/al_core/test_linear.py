@@ -29,7 +29,7 @@ def probabilities(head: Linear, features: npt.NDArray[np.float32]) -> Floats:
     return shares
 
 
-@pytest.mark.parametrize("l2", [1e-6, 1e-3, 0.1])
+@pytest.mark.parametrize("l2", [1e-3, 0.1])
 def test_the_solution_is_scikit_learns(l2: float) -> None:
     """Its objective is C * sum of NLL + ||W||^2 / 2, so that C = 1 / (n l2)."""
     features, labels = blobs()

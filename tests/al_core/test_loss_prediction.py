@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from al_core.encoders import build
-from al_core.finetune import Finetuned, Tuning, finetune
+from al_core.finetune import Finetuned, Tuning, finetune, regression
 from al_core.loss_prediction import LossPrediction, Recipe, Watched, WithPredictedLoss, pooled, ranking_loss, widths_of
 from al_core.seeds import seeded
 
@@ -106,7 +108,9 @@ class Spots:
 def tuned(recipe: Recipe | None, name: str = "small") -> Finetuned:
     how = Tuning(epochs=4, batch_size=8, learning_rate=1e-3, loss_prediction=recipe)
     encoder = build(name, 0, image_size=12)
-    return finetune(Spots(), np.arange(21) % 2, encoder, how, classes=2, seed=0, workers=0, device=torch.device("cpu"))
+    given: dict[str, Any] = {"classes": 2, "seed": 0, "workers": 0, "device": torch.device("cpu")}
+    head = regression(Spots(), np.arange(21) % 2, encoder, batch_size=how.batch_size, **given)
+    return finetune(Spots(), np.arange(21) % 2, encoder, head, how, **given)
 
 
 def differing(first: nn.Module, second: nn.Module) -> int:

@@ -112,12 +112,15 @@ def test_transformers_see_small_views_beside_large_ones(method: str, name: str) 
 
 
 def test_an_encoder_that_does_not_take_small_views_is_refused_before_anything_is_trained() -> None:
+    """The default of 3/7 of a large view is no multiple of a ViT's patch."""
     message = (
-        "^encoder 'vit_b_16', made for images of 64 px, does not take views of 32 px: .*; take local_views: 0 in pretrain.objective, or a ResNet or one of "
-        "timm's ViTs$"
+        "^encoder 'vit_b_16', made for images of 64 px, does not take views of 32 px: .*[^.]; set local_size in pretrain.objective to what it takes "
+        r"\(a ViT of timm's: a multiple of its patch\), or local_views to 0$"
     )
     with pytest.raises(ValueError, match=message):
         pretrained("dino", encoder=build("vit_b_16", 0, image_size=64), params=SMALL["dino"] | {"local_size": 32})
+    with pytest.raises(ValueError, match=r"does not take views of 27 px: .* divisible by patch size .*; set local_size"):
+        pretrained("dino", encoder=build("timm/vit_tiny_patch16_224", 0, image_size=64), params=SMALL["dino"] | {"local_size": None})
 
 
 def test_equal_seeds_give_equal_weights_with_any_number_of_workers() -> None:
