@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
@@ -20,6 +23,7 @@ from flows.cli import app
 from tasks import git
 from tasks.artifacts import Manifest, Selection
 from tasks.errors import RondoError
+from tasks.what_if import Picked, render
 from tasks.workspace import Workspace
 from tests.conftest import advance
 
@@ -155,6 +159,15 @@ def test_what_if_shows_other_picks_and_touches_nothing(with_pool: Begun, monkeyp
         with pytest.raises(RondoError, match=re.escape(message)):
             asked(*methods)
     assert {path: path.stat().st_mtime_ns for path in workspace.root.glob("rounds/**/*") if path.is_file()} == before
+
+
+def test_what_if_shows_names_with_brackets_whole(finished: Workspace) -> None:
+    """Which are markup to what prints them."""
+    console = Console(width=120, record=True, file=StringIO())
+    console.print(render(finished.all("rounds")[-1], [Picked({"name": "margin"}, np.arange(2), ["cats [bold]/a.png", "[/]b.png"], Counter({"[x]": 2}))]))
+    shown = console.export_text()
+    assert "cats [bold]/a.png, [/]b.png" in shown
+    assert "[x] (2)" in shown
 
 
 def test_what_if_refuses_signals_that_the_round_did_not_compute(finished: Workspace) -> None:
