@@ -64,7 +64,7 @@ def examples(rows: int, dim: int, classes: int) -> tuple[Singles, Rows]:
 
 
 def ours(x: Singles, labels: Rows, asked: argparse.Namespace) -> dict[str, Any]:
-    """Seconds, memory, and how small the gradient is."""
+    """Seconds, memory, and the objective that is reached."""
     seconds, memory = [], Memory()
     for _ in range(asked.repeats):
         with memory:

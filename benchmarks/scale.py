@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 
 from al_core import Pool, methods, select
+from al_core.methods.batchbald import BatchBald
 from al_core.registry import card
 from benchmarks.record import RESULTS, machine, write
 
 PASSES, LABELED, CLUSTERS = 10, 1000, 500
 BLOCK = 20_000  # rows made at a time
-LOOKED_AT = 1000  # rows that batchbald looks at by default
 
 
 def main() -> None:
@@ -119,7 +119,7 @@ def params_of(method: str, budget: int) -> dict[str, Any]:
     """Beside the defaults: an exact graph of a million rows takes hours of a CPU, and batchbald has to look at as many rows as it picks."""
     if method == "diffusion":
         return {"index": "hnsw"}
-    if method == "batchbald" and budget > LOOKED_AT:
+    if method == "batchbald" and budget > (BatchBald.candidates or budget):
         return {"candidates": budget, "samples": PASSES}
     return {}
 

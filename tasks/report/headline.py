@@ -93,6 +93,6 @@ def figures(metrics: Metrics) -> Html:
         ("balanced accuracy on test: mean of the classes' recall", None if metrics.balanced_accuracy is None else percent(metrics.balanced_accuracy, "%")),
         ("negative log-likelihood on test, nats; lower is better", None if metrics.nll is None else f"{metrics.nll.value:.3f}"),
         ("calibration error on test; lower is better", None if metrics.ece is None else percent(metrics.ece, "%")),
-        ("the same before calibration", None if metrics.ece_uncalibrated is None else percent(metrics.ece_uncalibrated, "%")),
+        ("the same before calibration", percent(metrics.ece_uncalibrated, "%") if metrics.ece_uncalibrated and metrics.temperature else None),
     ]
     return pairs([(name, value) for name, value in cells if value is not None], "figures")
