@@ -7,16 +7,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from al_core.errors import first_line
+from al_core.resizing import AdaptiveAvgPool2d, bicubic
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of its channels, as most published weights expect
 TIMM = "timm/"  # before the names of timm's models
 STEMS = ("standard", "cifar")
 USUAL_SIZE = 224  # pixels at which the stages of networks that take any size are looked up
+VITS = ("vision_transformer", "deit")  # timm's modules of networks whose tokens stand where `pos_embed` says, and nothing else does
 TRUNKS = {"regnet": "trunk_output", "mnasnet": "layers", "maxvit": "blocks", "vit": "encoder.layers"}  # of torchvision's; others have `features`, or are it
 
 
@@ -127,6 +130,8 @@ def from_torchvision(name: str, image_size: int) -> Backbone:
     body = models.get_model(name, weights=None, **options)
     *_, last = (each for each, module in body.named_modules() if isinstance(module, nn.Linear | nn.Conv2d))
     body.set_submodule(last, nn.Identity())
+    if family.startswith(("alexnet", "vgg")):
+        body.avgpool = AdaptiveAvgPool2d(body.avgpool.output_size[0])
     trunk = next((path for prefix, path in TRUNKS.items() if family.startswith(prefix)), "features" if hasattr(body, "features") else "")
     children = [f"{trunk}.{child}".removeprefix(".") for child, _ in body.get_submodule(trunk).named_children()]
     return Backbone(body, stages(body, children, image_size if family in sized else USUAL_SIZE))
@@ -141,19 +146,39 @@ def from_timm(name: str, image_size: int, *, pretrained: bool = False) -> Backbo
     assert about is not None, f"timm says nothing of its own {name}"
     sized = about.fixed_input_size
     create = partial(timm.create_model, name, pretrained=pretrained, num_classes=0)
-    body = made_for(image_size, create) if sized else create()
+    body = made_for(image_size, name, create) if sized else create()
     info = getattr(body, "feature_info", [])
     known = {path for path, _ in body.named_modules()}
     places = [each["module"] for each in (info if isinstance(info, list) else info.get_dicts()) if each.get("module") in known]
     return Backbone(body, stages(body, places or [each for each, _ in body.named_children()], image_size if sized else USUAL_SIZE), about.mean, about.std)
 
 
-def made_for(image_size: int, create: Callable[..., nn.Module]) -> nn.Module:
-    """A network whose weights depend on the size of images; ViTs then take others as well, since they resample where their tokens stand."""
+def made_for(image_size: int, name: str, create: Callable[..., Any]) -> Any:
+    """A network whose weights depend on the size of images; most then take others as well, since they resample where their tokens stand."""
+    from timm.models import is_model_in_modules
+
+    if is_model_in_modules(name, VITS):
+        vit = create(img_size=image_size)
+        vit.patch_embed.strict_img_size = False  # `positions` gives it those for another size
+        return vit
     try:
         return create(img_size=image_size, dynamic_img_size=True)
     except TypeError:  # has no such argument
         return create(img_size=image_size)
+
+
+def positions(body: Any, size: int) -> dict[str, Tensor]:
+    """By name, what a ViT that `made_for` made needs in place of its own to take images of so many pixels a side; {} of another network.
+
+    timm would resample them as well, but so that no gradient is to be had of CUDA's deterministic algorithms.
+    """
+    patches: Any = getattr(body, "patch_embed", None)
+    if getattr(patches, "strict_img_size", True) or getattr(body, "dynamic_img_size", True) or patches.img_size == (size, size):
+        return {}
+    rows, columns = patches.grid_size
+    prefix, grid = body.pos_embed.split([body.pos_embed.shape[1] - rows * columns, rows * columns], dim=1)  # classes and registers stand nowhere
+    resized = bicubic(grid.unflatten(1, (rows, columns)).movedim(3, 1), patches.dynamic_feat_size((size, size)))
+    return {"pos_embed": torch.cat([prefix, resized.movedim(1, 3).flatten(1, 2)], 1)}
 
 
 def use_cifar_stem(body: nn.Module, name: str) -> None:

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from al_core.backbones import IMAGENET, backbone, shapes
+from al_core.backbones import IMAGENET, backbone, positions, shapes
 from al_core.errors import first_line
 from al_core.seeds import seeded
 
@@ -52,7 +53,8 @@ class Encoder(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:  # (B, 3, S, S) -> (B, dim)
-        embeddings: Tensor = self.body((images - self.mean) / self.std)
+        normalised = (images - self.mean) / self.std
+        embeddings: Tensor = functional_call(self.body, positions(self.body, images.shape[-1]), (normalised,))
         return embeddings
 
 
@@ -88,7 +90,7 @@ def output_dim(body: nn.Module, name: str, image_size: int) -> int:
 def check_size(encoder: Encoder, size: int) -> None:
     """Raise ValueError unless it takes images of that size, which need not be the one that it is made for. Nothing is computed."""
     try:
-        shapes(encoder.body, [""], size)
+        shapes(encoder, [""], size)
     except (AssertionError, RuntimeError, ValueError) as error:
         made_for = f"encoder {encoder.name!r}, made for images of {encoder.image_size} px,"
         raise ValueError(f"{made_for} does not take views of {size} px: {first_line(error)}") from error
@@ -108,6 +110,9 @@ def deterministic(threads: int | None = None) -> Iterator[None]:
             cores; None leaves it as it is, for blocks without gradients, which give the same bytes with any number.
 
     On CUDA the process must have been started with CUBLAS_WORKSPACE_CONFIG=:4096:8; torch says so otherwise.
+
+    Raises:
+        ValueError: the block needs something that torch computes on this device in no fixed order.
     """
     before = torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark
     threads_before = torch.get_num_threads()
@@ -116,6 +121,14 @@ def deterministic(threads: int | None = None) -> Iterator[None]:
     torch.backends.cudnn.benchmark = False
     try:
         yield
+    except RuntimeError as error:
+        if "does not have a deterministic implementation" not in str(error):
+            raise
+        what = str(error).split(" does not have")[0]
+        raise ValueError(
+            f"torch computes {what} on this device in no fixed order, so that training would not come again: take another encoder, or an image size at "
+            "which it does without (a transformer's small views: local_views: 0 in pretrain.objective)"
+        ) from error
     finally:
         torch.set_num_threads(threads_before)
         torch.set_deterministic_debug_mode(before[0])
