@@ -30,6 +30,7 @@ test: setup  ## the default test suite: under 10 minutes on 2 cores
 
 e2e: setup  ## what is too slow for `make test`
 	$(PYTEST) -m "slow" tests
+	$(PYTEST) -m "gpu" --stand-in tests/al_core
 
 check: setup  ## style, types, layers
 	$(BIN)/ruff check .

@@ -8,8 +8,9 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,12 +26,42 @@ CLASSES = ["three", "two", "zero"]
 NUMBERS = {"zero": 0, "two": 2, "three": 3}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests for a GPU skip where there is none."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--stand-in` runs what compares a GPU with the CPU where there is no GPU, on something that fails where a GPU would."""
+    parser.addoption("--stand-in", action="store_true", help="run tests that take a GPU on tests/stand_in.py instead")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests for a GPU skip where there is none; those about CUDA itself on a stand-in, too."""
     if not torch.cuda.is_available():
         for item in items:
-            if item.get_closest_marker("gpu"):
+            if item.get_closest_marker("cuda" if config.option.stand_in else "gpu"):
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def stand_in(pytestconfig: pytest.Config) -> Iterator[ModuleType | None]:
+    """The module of the stand-in, where it takes a GPU's place."""
+    if not pytestconfig.option.stand_in:
+        yield None
+        return
+    from tests import stand_in
+
+    library = stand_in.register()
+    yield stand_in
+    del library
+
+
+@pytest.fixture
+def gpu(stand_in: ModuleType | None, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """torch's name of a device that is not the CPU; whatever asked it for deterministic algorithms got them."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as stages are started
+    if stand_in is None:
+        yield "cuda"
+        return
+    stand_in.noted.clear()
+    yield stand_in.NAME
+    assert not stand_in.noted, "CUDA has no deterministic algorithm for these"
 
 
 def write_digits(folder: Path, per_class: int) -> Path:

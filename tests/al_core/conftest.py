@@ -9,6 +9,13 @@ import pytest
 import torch
 
 
+@pytest.fixture(params=["cpu:0", pytest.param("gpu", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """A device other than "cpu" by its name, so that torch computes where NumPy would on the CPU: the CPU all the same, and a GPU."""
+    name: str = request.getfixturevalue("gpu") if request.param == "gpu" else request.param
+    return name
+
+
 @pytest.fixture
 def fewer_bits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Torch is told to multiply float32 matrices with fewer bits, and does so on any machine, as if they were of bfloat16."""

@@ -18,6 +18,7 @@ def test_other_errors_pass() -> None:
         torch.ones(2, 3) @ torch.ones(2, 3)
 
 
+@pytest.mark.cuda
 @pytest.mark.gpu
 def test_a_device_that_is_full_says_what_to_do() -> None:
     with pytest.raises(MemoryError, match="out of memory: lower it"), short_of_memory("lower it"):

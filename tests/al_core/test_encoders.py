@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from al_core.encoders import MEAN, STD, Encoder, build, deterministic, n_parameters
+from al_core.seeds import drawing
 
 
 def test_small_gives_one_vector_an_image_at_every_size() -> None:
@@ -197,6 +199,66 @@ def test_deterministic_puts_the_switches_back() -> None:
         raise RuntimeError("inside")
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.get_num_threads() == threads
+
+
+def test_what_does_not_come_again_is_refused() -> None:
+    """Writing values to places of which some may be equal is one of few things that torch computes in no fixed order on a CPU, too."""
+    message = "^torch computes put_ on this device in no fixed order, so that training would not come again: take another encoder, or an image size"
+    with pytest.raises(ValueError, match=message), deterministic():
+        torch.zeros(4).put_(torch.tensor([1, 1]), torch.tensor([2.0, 3.0]))
+
+
+def moved_weights(encoder: Encoder) -> Encoder:
+    """In evaluation, with weights at random, so that where tokens stand counts."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(1)
+        for parameter in encoder.parameters():
+            nn.init.normal_(parameter, std=0.05)
+    return encoder.eval()
+
+
+@pytest.mark.parametrize("size", [32, 48, 64, 96])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224"])
+def test_a_vit_takes_other_sizes_as_timms_does(name: str, size: int) -> None:
+    """timm resamples where tokens stand with torch's bicubic interpolation, which has no deterministic gradient on CUDA."""
+    import timm
+
+    encoder = moved_weights(build(f"timm/{name}", 0, image_size=64))
+    timms = timm.create_model(name, num_classes=0, img_size=64, dynamic_img_size=True).eval()
+    timms.load_state_dict(encoder.body.state_dict())
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    ours, theirs = encoder(images), timms((images - encoder.mean) / encoder.std)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    for embeddings in (ours, theirs):
+        embeddings.square().sum().backward()
+    torch.testing.assert_close(encoder.body.pos_embed.grad, timms.pos_embed.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [64, 96, 224])
+@pytest.mark.parametrize("name", ["alexnet", "vgg11"])
+def test_vgg_and_alexnet_pool_as_torchvisions_do(name: str, size: int) -> None:
+    from torchvision import models
+
+    encoder = build(name, 0, image_size=size).eval()
+    theirs = models.get_model(name, weights=None).eval()
+    theirs.classifier[-1] = nn.Identity()
+    theirs.load_state_dict(encoder.body.state_dict())
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(encoder(images), theirs((images - encoder.mean) / encoder.std), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("name", "size"), [("vgg11", 96), ("alexnet", 96), ("timm/vit_tiny_patch16_224", 32), ("resnet18", 64), ("small", 8)])
+def test_a_gpu_gives_gradients_that_come_again(name: str, size: int, gpu: str) -> None:
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(gpu)
+
+    def gradients() -> list[torch.Tensor]:
+        encoder = build(name, 0, image_size=64 if size == 32 else size).to(gpu)
+        with deterministic(), drawing(0, torch.device(gpu)):
+            encoder.train()(images).square().sum().backward()
+        return [each.grad.cpu() for each in encoder.parameters() if each.grad is not None]
+
+    assert all(torch.equal(one, other) for one, other in zip(gradients(), gradients(), strict=True))
 
 
 def test_torch_and_numpy_are_enough() -> None:

@@ -194,6 +194,6 @@ def test_proposals_in_batches_follow_the_same_law() -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_gives_the_same() -> None:
+def test_a_gpu_gives_the_same(gpu: str) -> None:
     x = blobs(n=3000, dim=40).astype(np.float32)
-    assert same(kmeans(x, np.arange(3000), 30, np.random.default_rng(0), device="cuda"), run(x, 30))
+    assert same(kmeans(x, np.arange(3000), 30, np.random.default_rng(0), device=gpu), run(x, 30))

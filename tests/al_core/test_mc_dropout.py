@@ -136,9 +136,9 @@ def test_the_network_is_left_as_it_was_and_no_global_generator_moves() -> None:
 
 @pytest.mark.gpu
 @torch.no_grad()
-def test_a_gpu_drops_what_the_cpu_drops() -> None:
+def test_a_gpu_drops_what_the_cpu_drops(gpu: str) -> None:
     here = torch.stack(list(mc_passes(network(), X, passes=3, seed=0)))
-    there = torch.stack(list(mc_passes(network().cuda(), X.cuda(), passes=3, seed=0)))
+    there = torch.stack(list(mc_passes(network().to(gpu), X.to(gpu), passes=3, seed=0)))
     torch.testing.assert_close(there.cpu(), here, rtol=1e-3, atol=1e-3)
 
 

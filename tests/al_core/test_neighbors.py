@@ -208,9 +208,9 @@ def test_balls_where_torch_is_told_to_multiply_with_fewer_bits() -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_finds_the_same() -> None:
+def test_a_gpu_finds_the_same(gpu: str) -> None:
     x = np.random.default_rng(0).normal(size=(9000, 30)).astype(np.float32)
-    on_gpu, squares = neighbors(x, np.arange(9000), 10, device="cuda")
+    on_gpu, squares = neighbors(x, np.arange(9000), 10, device=gpu)
     expected, expected_squares = neighbors(x, np.arange(9000), 10)
     np.testing.assert_array_equal(on_gpu, expected)
     np.testing.assert_allclose(squares, expected_squares, rtol=1e-12)

@@ -32,6 +32,7 @@ def test_it_does_not_ask_cuda_which_it_could_not_put_back(monkeypatch: pytest.Mo
     assert len(asked) == 1
 
 
+@pytest.mark.cuda
 @pytest.mark.gpu
 def test_a_block_leaves_the_generator_of_cuda_alone() -> None:
     before = torch.cuda.get_rng_state()

@@ -131,8 +131,8 @@ def test_equal_seeds_give_equal_weights_with_any_number_of_workers() -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_trains_the_same_twice() -> None:
-    first, second = (train(Shades(), LABELED, UNLABELED, TINY, seed=0, workers=0, device=torch.device("cuda")) for _ in range(2))
+def test_a_gpu_trains_the_same_twice(gpu: str) -> None:
+    first, second = (train(Shades(), LABELED, UNLABELED, TINY, seed=0, workers=0, device=torch.device(gpu)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
 
 

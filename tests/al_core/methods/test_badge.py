@@ -275,10 +275,10 @@ def test_bounds_threads_and_device_change_no_bit(kind: str, draw: str, monkeypat
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("draw", ["sample", "farthest"])
-def test_the_gpu_picks_what_the_cpu_picks(draw: str) -> None:
+def test_the_gpu_picks_what_the_cpu_picks(draw: str, gpu: str) -> None:
     rng = np.random.default_rng(8)
     h, z = rng.normal(size=(5000, 64)).astype(np.float32), 3 * rng.normal(size=(5000, 50)).astype(np.float32)
-    there = select("badge", Pool(embeddings=h, logits=z, device="cuda"), budget=800, seed=0, draw=draw)
+    there = select("badge", Pool(embeddings=h, logits=z, device=gpu), budget=800, seed=0, draw=draw)
     here = badge(h, z, 800, draw=draw)
     np.testing.assert_array_equal(there.rows, here.rows)
     np.testing.assert_array_equal(there.scores, here.scores)

@@ -198,10 +198,6 @@ def test_one_class_and_one_pass_are_refused() -> None:
         choose(CASES["ordinary"][:1], 1)
 
 
-GPU = pytest.param("cuda", marks=pytest.mark.gpu)
-
-
-@pytest.mark.parametrize("device", ["cpu:0", GPU])  # torch's way of computing, on the CPU too
 def test_another_device_picks_the_same(device: str) -> None:
     p = softmax(np.random.default_rng(11).normal(size=(12, 3000, 6)) * 2).astype(np.float32)
     there, here = (select("batchbald", Pool(mc_probs=p, device=each), budget=8, seed=0, samples=1500, candidates=200) for each in (device, "cpu"))

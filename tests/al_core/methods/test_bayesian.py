@@ -201,10 +201,6 @@ def test_no_score_is_a_negative_zero() -> None:
         assert (scores == 0).all() and not np.signbit(scores).any()
 
 
-GPU = pytest.param("cuda", marks=pytest.mark.gpu)
-
-
-@pytest.mark.parametrize("device", ["cpu:0", GPU])  # torch's way of computing, on the CPU too
 @pytest.mark.parametrize("kind", ["vote", "mean"])
 @pytest.mark.parametrize("name", ["bald", "max-entropy", "variation-ratios", "mean-std"])
 def test_another_device_picks_the_same(name: str, kind: str, device: str) -> None:

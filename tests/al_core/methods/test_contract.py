@@ -218,6 +218,17 @@ def test_equal_values_in_any_precision_or_layout_give_equal_picks(card: Card) ->
         agree(run(card, make_pool(column_major)), expected)
 
 
+@pytest.mark.gpu
+@each
+def test_a_gpu_picks_what_the_cpu_picks(card: Card, gpu: str) -> None:
+    signals = make_signals(400, dim=12)
+    params = UNTIED.get(card.name, {}) | DRAWING.get(card.name, {})
+    pools = (Pool(**signals, labeled=LABELED, labels=LABELED % NUM_CLASSES, excluded=EXCLUDED, device=device) for device in ("cpu", gpu))
+    here, there = (run(card, pool, **params) for pool in pools)
+    np.testing.assert_array_equal(there.rows, here.rows)
+    np.testing.assert_allclose(there.scores, here.scores, rtol=1e-5, atol=1e-6)
+
+
 @each
 def test_block_size_changes_nothing(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = run(card, make_pool(make_signals()))

@@ -252,10 +252,6 @@ def test_approximate_graphs(index: str) -> None:
     assert len(np.intersect1d(selection.rows, exact.rows)) > 15
 
 
-GPU = pytest.param("cuda", marks=pytest.mark.gpu)
-
-
-@pytest.mark.parametrize("device", ["cpu:0", GPU])  # the graph's other search, on the CPU too
 def test_another_device_picks_the_same(device: str) -> None:
     x = np.random.default_rng(6).normal(size=(600, 5)).astype(np.float32)
     signals = {"embeddings": x, "labeled": range(40), "labels": np.arange(40) % 3}

@@ -76,6 +76,7 @@ def test_in_evaluation_it_is_torchs() -> None:
     assert torch.equal(ours.eval()(x), theirs.eval()(x))
 
 
+@pytest.mark.cuda
 @pytest.mark.gpu
 def test_on_a_gpu_they_are_torchs() -> None:
     torch.distributed.init_process_group(init_method="tcp://127.0.0.1:29511", rank=0, world_size=1)

@@ -330,10 +330,9 @@ def test_bfloat16_trains_nearly_alike() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("method", METHODS)
-def test_a_gpu_trains_the_same_twice_and_begins_as_a_cpu_does(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_trains_the_same_twice_and_begins_as_a_cpu_does(method: str, gpu: str) -> None:
     """The first step's loss differs by rounding alone, of factors of convolutions too (TF32); from then on the weights part."""
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    device = torch.device("cuda")
+    device = torch.device(gpu)
     first, _ = pretrained(method, device=device)
     again, _ = pretrained(method, device=device)
     assert same(first, again)
