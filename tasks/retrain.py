@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,8 @@ def retrain(
     trained = trained.calibrated(suiting(trained, validation))
     figures = measure(trained, train, test, classes, control(selection, labels), run)
     say(f"retrain: {summary(figures)}")
+    for line in doubts(figures, len(classes), params):
+        say(f"retrain: {line}")
     return Retrained(trained.model, figures, predictions(trained.logits, manifest, classes), plots(trained.logits, test, classes, run))
 
 
@@ -273,6 +276,16 @@ def summary(figures: Metrics) -> str:
         return f"{labels}; no test image has one, so there is no accuracy"
     interval = f"(95% interval {100 * found.low:.1f} to {100 * found.high:.1f})"
     return f"{labels}, {100 * found.value:.1f}% of {counted(found.n, 'test image')} right {interval}"
+
+
+def doubts(figures: Metrics, classes: int, params: Retrain) -> Iterator[str]:
+    """What of the figures says that training went wrong, and what to do."""
+    if figures.nll and figures.nll.value > math.log(classes):
+        rate = f"; lower retrain.sgd.learning_rate (now {params.sgd.learning_rate:g})" if params.mode == "linear-sgd" else ""
+        yield (
+            f"its probabilities are worse than none: a negative log-likelihood of {figures.nll.value:.2f} on test images, "
+            f"where {classes} classes alike would have {math.log(classes):.2f}{rate}"
+        )
 
 
 def resampled(logits: Floats, temperature: float | None, test: Examples, run: Run) -> dict[str, Estimate | None]:
