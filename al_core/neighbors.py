@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -35,6 +36,10 @@ TILE = 1024  # and one that they are looked for among, at least: 1024 points at 
 GROUPS = 4  # groups a neighbour asked for: of more, fewer pairs are kept, and bounding them costs more
 HNSW = (32, 80, 128)  # links a point, and candidates held while it is added, and while it is looked for
 EXTRA = 2  # candidates that an approximate index gives for each neighbour asked for
+FEW = (32, 64, 128, 256)  # directions along which an approximate index may look
+PROBES, ENOUGH = 64, 0.99  # points that say how few of them will do, and the share of their neighbours that has to be among the candidates
+SAMPLE = 4096  # points that say which directions lead
+MEASURED = 4  # coordinates that one counts for in a block of pairs that are measured: such blocks fit a core's cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,8 +185,9 @@ def neighbors(x: Floats, rows: Rows, k: int, *, unit: bool = False, device: str 
     """The k nearest others of each of some rows, nearest first; of equally near ones, the first.
 
     `exact` looks at all pairs: O(m^2 d), by matrix products on the device. `ivf` and `hnsw` let faiss, on the CPU, look for candidates in an index
-    that holds a float32 copy of the rows; what it misses is missed, but what it finds is measured and ordered as `exact` does, and where it finds
-    too few, the first rows stand in. Its answers may differ between machines and versions, those of `hnsw` between runs too.
+    that holds float32 coordinates of the rows, along a few leading directions where that finds nearly all that all of them would (`Few.of`); what it
+    misses is missed, but what it finds is measured and ordered as `exact` does, and where it finds too few, the first rows stand in. Its answers may
+    differ between machines and versions, those of `hnsw` between runs too.
 
     Args:
         x: (n, d) embeddings, such as a memory map; read block by block, once for every 4096 rows on the CPU, and held on any other device.
@@ -376,34 +382,110 @@ class Search:
 
 def indexed_pairs(cloud: Cloud, k: int, index: Index) -> Iterator[Candidates]:
     """As `near_pairs`, from an approximate index of faiss."""
-    finder = hnsw(cloud, k) if index == "hnsw" else ivf(cloud)
+    points = Few.of(cloud, k)
+    finder = hnsw(points, k) if index == "hnsw" else ivf(points)
     for part in blocks(cloud.rows, width=cloud.dim):
-        finder.add(cloud.coordinates(part)[0].numpy())
+        finder.add(points[part])
     for part in blocks(cloud.rows, width=max(cloud.dim, EXTRA * k)):
-        _, others = finder.search(cloud.coordinates(part)[0].numpy(), min(EXTRA * k + 1, len(cloud)))
-        others = np.hstack([others, np.tile(np.arange(k + 1), (len(others), 1))])  # the first, for where too few are found
+        _, others = finder.search(points[part], min(EXTRA * k + 1, len(cloud)))
+        short = np.flatnonzero((others >= 0).sum(axis=1) <= k)  # of these it found too few, -1 for the others
+        if len(short):
+            first = np.arange(k + 1)
+            others = np.hstack([others, np.full((len(others), k + 1), -1)])
+            others[short, -len(first) :] = np.where((others[short, None] == first[:, None]).any(axis=2), -1, first)
         query, other = np.repeat(np.arange(part.start, part.stop), others.shape[1]), others.ravel()
-        pair = np.unique(query[other >= 0] * len(cloud) + other[other >= 0])
-        query, other = np.divmod(pair[pair // len(cloud) != pair % len(cloud)], len(cloud))
+        another = (other >= 0) & (other != query)
+        query, other = query[another], other[another]
         yield part, query - part.start, other, cloud.squared(query, other)
 
 
-def hnsw(cloud: Cloud, k: int) -> faiss.Index:
+@dataclass(frozen=True, eq=False)
+class Few:
+    """The points of a cloud as an approximate index sees them.
+
+    Attributes:
+        cloud: the points.
+        basis: (d, p) orthonormal directions; None: the points' own coordinates.
+    """
+
+    cloud: Cloud
+    basis: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, cloud: Cloud, k: int) -> Few:
+        """Along the fewest of the directions in which a sample spreads most that keep ENOUGH of the k neighbours of PROBES points among the candidates."""
+        import torch
+
+        few = [size for size in FEW if 2 * size <= cloud.dim]
+        if not few:
+            return cls(cloud)
+        sample = torch.cat([cloud.coordinates(part)[0][:: max(1, len(cloud) // SAMPLE)] for part in blocks(cloud.rows, width=cloud.dim)]).double()
+        leading = torch.linalg.eigh(sample.T @ sample)[1].flip(1)[:, : few[-1]].float()
+        probes = cloud.frame.coordinates(cloud[np.linspace(0, len(cloud) - 1, PROBES).astype(np.int64)], torch.device("cpu"))[0]
+        whole, *along = (Nearest(probes, k + 1), *(Nearest(probes @ leading[:, :size], EXTRA * k + 1) for size in few))
+        for part in blocks(cloud.rows, width=cloud.dim):
+            points = cloud.coordinates(part)[0]
+            places = points @ leading
+            whole.look(points, part.start)
+            for size, nearest in zip(few, along, strict=True):
+                nearest.look(places[:, :size], part.start)
+        enough = (leading[:, :size].contiguous() for size, nearest in zip(few, along, strict=True) if nearest.share_of(whole) >= ENOUGH)
+        return cls(cloud, next(enough, None))
+
+    def __len__(self) -> int:
+        return len(self.cloud)
+
+    @property
+    def dim(self) -> int:
+        """Number of coordinates, p, or d."""
+        return self.cloud.dim if self.basis is None else self.basis.shape[1]
+
+    def __getitem__(self, at: slice) -> npt.NDArray[np.float32]:
+        """(points, dim) coordinates."""
+        points = self.cloud.coordinates(at)[0]
+        found: npt.NDArray[np.float32] = (points if self.basis is None else points @ self.basis).numpy()
+        return found
+
+
+class Nearest:
+    """The nearest to a few points, of others that come block by block; within rounding."""
+
+    def __init__(self, points: torch.Tensor, k: int) -> None:
+        import torch
+
+        self.points, self.k = points, k
+        self.square, self.number = torch.empty(len(points), 0), torch.empty(len(points), 0, dtype=torch.int64)
+
+    def look(self, others: torch.Tensor, start: int) -> None:
+        """Keep the nearest; the first of the others is number `start`."""
+        import torch
+
+        square = torch.cat([self.square, others.square().sum(dim=1) - 2 * (self.points @ others.T)], 1)  # less that of the point
+        number = torch.cat([self.number, torch.arange(start, start + len(others)).expand(len(self.points), -1)], 1)
+        self.square, at = square.topk(min(self.k, square.shape[1]), largest=False)
+        self.number = number.gather(1, at)
+
+    def share_of(self, whole: Nearest) -> float:
+        """How many of those are among these."""
+        return float((whole.number[:, :, None] == self.number[:, None, :]).any(dim=2).double().mean())
+
+
+def hnsw(points: Few, k: int) -> faiss.Index:
     """An empty graph of links, to look in for k neighbours."""
     links, adding, looking = HNSW
-    finder: faiss.IndexHNSWFlat = imported_faiss().IndexHNSWFlat(cloud.dim, links)
+    finder: faiss.IndexHNSWFlat = imported_faiss().IndexHNSWFlat(points.dim, links)
     finder.hnsw.efConstruction, finder.hnsw.efSearch = adding, max(looking, EXTRA * k)
     return finder
 
 
-def ivf(cloud: Cloud) -> faiss.Index:
+def ivf(points: Few) -> faiss.Index:
     """Empty lists, one for each of some 4 sqrt(m) cells, of which the nearest 32nd part is looked through."""
-    cells = max(1, min(int(4 * np.sqrt(len(cloud))), len(cloud) // 39))  # faiss wants 39 points a cell to train on, and takes no more than 256
+    cells = max(1, min(int(4 * np.sqrt(len(points))), len(points) // 39))  # faiss wants 39 points a cell to train on, and takes no more than 256
     library = imported_faiss()
-    finder: faiss.IndexIVFFlat = library.IndexIVFFlat(library.IndexFlatL2(cloud.dim), cloud.dim, cells)
+    finder: faiss.IndexIVFFlat = library.IndexIVFFlat(library.IndexFlatL2(points.dim), points.dim, cells)
     finder.nprobe = max(8, cells // 32)
-    step = max(1, len(cloud) // (256 * cells))
-    finder.train(np.concatenate([cloud.coordinates(part)[0].numpy()[::step] for part in blocks(cloud.rows, width=cloud.dim)]))
+    step = max(1, len(points) // (256 * cells))
+    finder.train(np.concatenate([points[part][::step] for part in blocks(points.cloud.rows, width=points.cloud.dim)]))
     return finder
 
 
@@ -419,9 +501,18 @@ def imported_faiss() -> types.ModuleType:
 
 def squared_distances(cloud: Doubles | Cloud, point: Rows, targets: Doubles | Cloud, target: Rows) -> Doubles:
     """(pairs,) squared distances from `point[i]` of one to `target[i]` of the other, in float64."""
+    import torch
+
     dim = targets.dim if isinstance(targets, Cloud) else targets.shape[1]
-    measured = [squared_length(cloud[point[part]] - targets[target[part]]) for part in blocks(point, width=dim)]
-    return np.concatenate(measured) if measured else np.empty(0)
+    parts = list(blocks(point, width=MEASURED * dim))
+
+    def measured(part: slice) -> Doubles:
+        return squared_length(cloud[point[part]] - targets[target[part]])
+
+    if len(parts) < 2:
+        return np.concatenate([np.empty(0), *map(measured, parts)])
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # NumPy lets go of the interpreter's lock
+        return np.concatenate(list(threads.map(measured, parts)))
 
 
 def chunks(length: int) -> list[slice]:
