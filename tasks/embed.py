@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from al_core.pool import SIGNALS
 from al_core.processes import ALONE, Processes
 from al_core.seeds import derive
 from tasks import environment
@@ -30,7 +29,7 @@ from tasks.models import CurrentModel, Model
 from tasks.pack import Pack, RawImages, images_for
 from tasks.params import Embed, Launch
 from tasks.progress import progress, say
-from tasks.signals import ArrayWriter, Signals
+from tasks.signals import ArrayWriter, Signals, check_cold
 from tasks.stage import Run, stage
 from tasks.vaal import discriminate, members, recipe_of
 
@@ -72,9 +71,8 @@ def embed(
 
 def check(params: Embed, model: Model) -> None:
     """Raise where the model in use cannot give what is asked of it."""
-    for name in params.signals:
-        if SIGNALS[name].from_model and name != "discriminator" and model.head is None:  # which learns from what is labelled, not from a model
-            raise ParamsError(f"embed.signals names {name}, which takes a trained model, and before the first round there is only the encoder; take {name} out")
+    if model.head is None:
+        check_cold(params.signals)
     if "predicted_loss" in params.signals and model.loss is None:
         raise ParamsError("embed.signals names predicted_loss, but the model in use was trained without retrain.loss_prediction; take it out")
 

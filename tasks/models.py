@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from tasks.artifacts import Artifact
 from tasks.errors import ArtifactError
@@ -184,7 +184,12 @@ class Model(Artifact):
         if self.loss:
             tensors |= {f"loss.{name}": value for name, value in self.loss.items()}
         # one key of metadata: safetensors writes several in no fixed order
-        save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path, {"rondo": json.dumps(about, sort_keys=True)})
+        write_tensors(path, tensors, {"rondo": json.dumps(about, sort_keys=True)})
+
+
+def write_tensors(path: Path, tensors: dict[str, Array], about: dict[str, str] | None = None) -> None:
+    """A safetensors file that others may read as they may its neighbours; the library's own way of writing gives one that is its owner's alone."""
+    path.write_bytes(save({name: np.ascontiguousarray(value) for name, value in tensors.items()}, about))
 
 
 class PoolEncoder(Model):

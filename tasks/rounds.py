@@ -21,6 +21,7 @@ from tasks.code_version import code_version
 from tasks.errors import AnswersError, ArtifactError, ParamsError, RondoError, WorkspaceError
 from tasks.params import Embed, Params, Pretrain, Retrain, Section, SignalName
 from tasks.pretrain import CHECKPOINT
+from tasks.signals import check_cold
 from tasks.stage import AFTER_ANSWERS, BEFORE_ANSWERS, POOL_STAGES, pipeline
 from tasks.weights import settle_weights
 from tasks.workspace import Round, Workspace, dvc_yaml
@@ -73,7 +74,7 @@ def check_ahead(params: Params, *, first: bool) -> None:
         first: whether that round is the first of all.
 
     Raises:
-        ParamsError: a method or a training that does not exist, or a first round in vain.
+        ParamsError: a method or a training that does not exist, a first round in vain, or one that would need a model.
     """
     method = settle_method(params.acquire.method, "acquire.method")
     if params.acquire.cold_start is not None:
@@ -81,6 +82,7 @@ def check_ahead(params: Params, *, first: bool) -> None:
     check_retrain(params.retrain)
     if first:
         cold_method(method, params)
+        check_cold(params.embed.signals)
 
 
 def open_round(workspace: Workspace) -> Round:
@@ -127,6 +129,7 @@ def checked(params: Params, workspace: Workspace, before: Round, pool: Round, *,
     method = settle_method(acquire.method, "acquire.method")
     if not has_model:
         method = cold_method(method, params)
+        check_cold(params.embed.signals)
     check_classes(params.classes)
     check_retrain(params.retrain)
     if len(params.classes or []) < 2:

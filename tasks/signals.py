@@ -5,15 +5,24 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
+from al_core.pool import SIGNALS
 from tasks.artifacts import Folder, Manifest
-from tasks.errors import ArtifactError
-from tasks.models import Head, Model
+from tasks.errors import ArtifactError, ParamsError
+from tasks.models import Head, Model, write_tensors
+
+
+def check_cold(names: Sequence[str]) -> None:
+    """Raise where a signal of embed.signals takes a trained model; the discriminator learns from what is labelled instead."""
+    for name in names:
+        if SIGNALS[name].from_model and name != "discriminator":
+            raise ParamsError(f"embed.signals names {name}, which takes a trained model, and before the first round there is only the encoder; take {name} out")
 
 
 class Signals(Folder):
@@ -35,7 +44,7 @@ class Signals(Folder):
         classes = model.head.classes if model.head else None
         (path / "signals.json").write_text(json.dumps({"classes": classes, "encoder": model.digest()}, sort_keys=True) + "\n", "utf-8")
         if model.head:
-            save_file({"weight": model.head.weight, "bias": model.head.bias}, path / "head.safetensors")
+            write_tensors(path / "head.safetensors", {"weight": model.head.weight, "bias": model.head.bias})
         return cls(path)
 
     def write(self, name: str, shape: tuple[int, ...], done: int = 0) -> ArrayWriter:
@@ -67,7 +76,7 @@ class Signals(Folder):
 
     def write_draws(self, weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32]) -> None:
         """Draws of the head: weight (passes, classes, d) and bias (passes, classes)."""
-        save_file({"weight": weight, "bias": bias}, self.path / "mc_heads.safetensors")
+        write_tensors(self.path / "mc_heads.safetensors", {"weight": weight, "bias": bias})
 
     def draws(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None:
         """Draws of the head; None where embed.signals did not name mc_probs."""

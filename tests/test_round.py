@@ -6,6 +6,7 @@ import csv
 import json
 import platform
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -157,6 +158,13 @@ def test_outputs_hold_no_times_hosts_or_paths(finished: Workspace) -> None:
 # ---- waiting for people ----------------------------------------------------------------------------------------------------
 
 
+def test_whoever_may_read_the_round_may_read_all_of_it(finished: Workspace) -> None:
+    """As files are made here; DVC may take the right to write."""
+    folder, reading = finished.root / "rounds/r002", stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
+    usual = (folder / "params.yaml").stat().st_mode & reading
+    assert {path.name: path.stat().st_mode & reading for path in folder.rglob("*") if path.is_file() and path.stat().st_mode & reading != usual} == {}
+
+
 def test_missing_answers_are_waited_for_and_then_taken(with_pool: Begun) -> None:
     workspace = with_pool(**{"import-labels": {"labeller": "files"}, "programme": {"budget": 12}})
     state = advance(workspace)
@@ -298,6 +306,7 @@ def test_open_refuses_a_dirty_tree(with_pool: Begun) -> None:
         ),
         ({"acquire": {"method": {"nam": "margin"}}}, r"expected a name and its parameters, such as \{name: margin\}"),
         ({"classes": ["one"]}, "a classifier needs two"),
+        ({"embed": {"signals": ["logits"]}}, "embed.signals names logits, which takes a trained model"),
     ],
 )
 def test_open_refuses_a_round_that_cannot_be_run(with_pool: Begun, changes: dict[str, object], message: str) -> None:
@@ -551,6 +560,10 @@ def test_dvc_repro_by_hand_finds_a_closed_round_up_to_date(finished: Workspace) 
         (
             {"retrain": {"mode": "linear-sgd", "ensemble": 5}},
             "retrain.ensemble is 5, but retrain.mode linear-sgd trains none; take linear, finetune or scratch, or set it to null",
+        ),
+        (
+            {"embed": {"signals": ["mc_probs"]}},
+            "embed.signals names mc_probs, which takes a trained model, and before the first round there is only the encoder; take mc_probs out",
         ),
         (
             {"acquire": {"method": {"name": "learning-loss"}}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -10,9 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from flows import cli
-from tasks import git, rounds
+from tasks import git, rounds, status
 from tasks.workspace import Workspace
 from tests.conftest import run_rondo
 
@@ -125,6 +127,14 @@ def test_status_shows_rounds_and_what_comes_next(finished: Workspace) -> None:
     said = run_rondo("status", cwd=finished.root / "rounds/r001").stdout
     assert [line.split("│")[1].strip() for line in said.splitlines() if line.startswith("│")] == ["r001", "r002"]
     assert "next: nothing: all 24 labels of the programme are bought" in said
+
+
+def test_in_80_columns_no_figure_of_the_status_is_cut(finished: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = ["12345", "91.2 [88.0, 94.1]", "90.1 [80.0, 95.0]"]
+    monkeypatch.setattr(status, "round_cells", lambda *_: ["awaiting labels", "robust-coreset", *figures])
+    said = io.StringIO()
+    Console(width=80, file=said).print(status.render(finished))
+    assert [figure for figure in figures if figure not in said.getvalue()] == []
 
 
 def test_outside_a_workspace_the_way_in_is_named(tmp_path: Path) -> None:
