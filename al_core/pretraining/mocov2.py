@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from al_core.encoders import Encoder
 from al_core.pretraining.augment import Augment, Views
-from al_core.pretraining.objective import Objective, full_precision, of_all_processes, require, require_above_0, require_share
+from al_core.pretraining.objective import Objective, enter, full_precision, of_all_processes, require, require_above_0, require_share
 from al_core.seeds import seeded
 
 
@@ -48,11 +48,12 @@ class Queued(Objective):
     """MoCo v2 over an encoder.
 
     Attributes:
-        queue: (queue, projection) directions of keys, the oldest at `oldest`.
+        queue: (queue, projection) directions of keys.
+        entered: how many came into it.
     """
 
     queue: Tensor
-    oldest: Tensor
+    entered: Tensor
 
     def __init__(self, method: MoCoV2, encoder: Encoder, seed: int) -> None:
         super().__init__()
@@ -65,7 +66,7 @@ class Queued(Objective):
             queue = normalize(torch.randn(method.queue, method.projection))
         self.key_encoder, self.key_head = (copy.deepcopy(each).requires_grad_(False) for each in (self.encoder, self.head))
         self.register_buffer("queue", queue)
-        self.register_buffer("oldest", torch.zeros((), dtype=torch.long))
+        self.register_buffer("entered", torch.zeros((), dtype=torch.long))
 
     def forward(self, views: Sequence[Tensor]) -> Tensor:
         """Cross-entropy of finding the key of the image's other view beside those of the queue, which the keys then enter."""
@@ -77,16 +78,8 @@ class Queued(Objective):
             query = normalize(query)
             cosines = torch.cat([(query * key).sum(dim=1, keepdim=True), query @ self.queue.clone().T], dim=1)  # a clone, as the queue changes before backward
             loss = cross_entropy(cosines / self.temperature, torch.zeros(len(query), dtype=torch.long, device=query.device))
-        self.enter(of_all_processes(key))
+        enter(self.queue, self.entered, of_all_processes(key))
         return loss
-
-    @torch.no_grad()
-    def enter(self, keys: Tensor) -> None:
-        """Put keys in place of the oldest ones; of more than the queue holds, the last."""
-        keys = keys[-len(self.queue) :]
-        at = (self.oldest + torch.arange(len(keys), device=keys.device)) % len(self.queue)
-        self.queue[at] = keys
-        self.oldest.copy_((self.oldest + len(keys)) % len(self.queue))
 
     def after_step(self) -> None:
         """Have the copy follow."""

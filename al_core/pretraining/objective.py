@@ -116,6 +116,14 @@ def of_all_processes(values: Tensor) -> Tensor:
     return torch.cat(dist.gather(values)) if dist.world_size() > 1 else values
 
 
+@torch.no_grad()
+def enter(queue: Tensor, entered: Tensor, rows: Tensor) -> None:
+    """Put rows in place of the oldest of a queue, and count them in `entered`; of more than it holds, the last."""
+    rows = rows[-len(queue) :]
+    queue[(entered + torch.arange(len(rows), device=rows.device)) % len(queue)] = rows
+    entered += len(rows)
+
+
 def at_once(network: Callable[[Tensor], Tensor], views: Sequence[Tensor]) -> list[Tensor]:
     """What a network makes of each view, views of one size in one pass: batch norm sees them together."""
     made: dict[int, Iterator[Tensor]] = {}

@@ -1,7 +1,7 @@
 """SwAV: the prototypes that one view is assigned to, all prototypes alike in use, are to be told from the other views.
 
-Caron et al. 2020, https://arxiv.org/abs/2006.09882, with lightly's loss and head. Without the paper's queue of earlier batches, which it adds for
-batches of a few hundred images.
+Caron et al. 2020, https://arxiv.org/abs/2006.09882, with lightly's loss and head. A few hundred images are too few to be spread over thousands of
+prototypes: for such batches the paper has a queue of earlier ones, which are assigned with them and not learnt from.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 from al_core.encoders import Encoder
 from al_core.pretraining.augment import Augment, Views
-from al_core.pretraining.objective import Objective, at_once, full_precision, local_views, require, require_above_0
+from al_core.pretraining.objective import Objective, at_once, enter, full_precision, local_views, of_all_processes, require, require_above_0
 from al_core.seeds import seeded
 
 
@@ -28,6 +28,8 @@ class SwAV:
     epsilon: float = field(default=0.05, metadata={"meaning": "softness of the assignments; lower = harder"})
     iterations: int = field(default=3, metadata={"meaning": "of Sinkhorn's algorithm, which evens out the use of prototypes"})
     projection: int = field(default=128, metadata={"meaning": "length of what is compared with prototypes"})
+    queue: int = field(default=0, metadata={"meaning": "earlier images assigned with a batch; the paper has 3840 for batches of 256, and 0 for large ones"})
+    queue_from: int = field(default=15, metadata={"meaning": "first epochs without the queue"})
     frozen_epochs: int = field(default=1, metadata={"meaning": "first epochs in which prototypes stay as they are"})
     local_views: int = field(default=6, metadata={"meaning": "small crops of each image, beside the two large ones"})
     local_size: int | None = field(default=None, metadata={"meaning": "pixels of a small crop's side; null: 3/7 of a large one's"})
@@ -35,7 +37,7 @@ class SwAV:
     def __post_init__(self) -> None:
         require(2, prototypes=self.prototypes)
         require(1, iterations=self.iterations, projection=self.projection)
-        require(0, frozen_epochs=self.frozen_epochs, local_views=self.local_views)
+        require(0, queue=self.queue, queue_from=self.queue_from, frozen_epochs=self.frozen_epochs, local_views=self.local_views)
         require_above_0(temperature=self.temperature, epsilon=self.epsilon, local_size=self.local_size or 1)
 
     def views(self, size: int, min_crop: float, augment: Augment) -> list[Views]:
@@ -48,18 +50,28 @@ class SwAV:
 
 
 class Swapped(Objective):
-    """SwAV over an encoder."""
+    """SwAV over an encoder.
+
+    Attributes:
+        queue: (queue, 2, projection) directions of the large views of earlier images.
+        entered: how many came into it.
+    """
+
+    queue: Tensor
+    entered: Tensor
 
     def __init__(self, method: SwAV, encoder: Encoder, epochs: int, seed: int) -> None:
         super().__init__()
         from lightly.loss import SwaVLoss
         from lightly.models.modules.heads import SwaVProjectionHead
 
-        self.epochs, self.frozen_epochs = epochs, method.frozen_epochs
+        self.epochs, self.frozen_epochs, self.queue_from = epochs, method.frozen_epochs, method.queue_from
         self.encoder = encoder
         with seeded(seed, "swav", "head"):
             self.head = SwaVProjectionHead(encoder.dim, encoder.dim, method.projection)
             self.prototypes = nn.Linear(method.projection, method.prototypes, bias=False)
+        self.register_buffer("queue", torch.zeros(method.queue, 2, method.projection))
+        self.register_buffer("entered", torch.zeros((), dtype=torch.long))
         self.after_step()
         self.criterion = SwaVLoss(method.temperature, method.iterations, method.epsilon, sinkhorn_gather_distributed=True)
 
@@ -67,9 +79,22 @@ class Swapped(Objective):
         """Cross-entropy between the assignments of each large view and what every other view says of them."""
         made = at_once(lambda x: self.head(self.encoder(x)), views)
         with full_precision(made[0].device):
-            cosines = [self.prototypes(normalize(each)) for each in made]
-            loss: Tensor = self.criterion(cosines[:2], cosines[2:])
+            directions = [normalize(each) for each in made]
+            cosines = [self.prototypes(each) for each in directions]
+            loss: Tensor = self.criterion(cosines[:2], cosines[2:], self.earlier())
+        if len(self.queue):
+            enter(self.queue, self.entered, of_all_processes(torch.stack(directions[:2], dim=1).detach()))
         return loss.squeeze()
+
+    @torch.no_grad()
+    def earlier(self) -> list[Tensor] | None:
+        """This process's share of the queue as (share, prototypes) cosines of either large view; None before it counts or is full."""
+        if not len(self.queue) or self.epochs_done(self.epochs) < self.queue_from or self.entered < len(self.queue):
+            return None
+        from lightly.utils import dist
+
+        share = len(self.queue) // dist.world_size()
+        return [self.prototypes(each) for each in self.queue[dist.rank() * share :][:share].unbind(dim=1)]
 
     def before_step(self) -> None:
         """Hold the prototypes for the first epochs."""

@@ -18,7 +18,7 @@ from al_core.pretraining import METHODS, build
 from al_core.pretraining.augment import Augment
 from al_core.pretraining.dino import Distilled
 from al_core.pretraining.mocov2 import Queued
-from al_core.pretraining.objective import Objective
+from al_core.pretraining.objective import Objective, enter
 from al_core.pretraining.swav import Swapped
 
 Array = npt.NDArray[np.float64]
@@ -30,7 +30,7 @@ SMALL: dict[str, dict[str, Any]] = {  # parameters that take milliseconds
     "vicreg": {"projection": 7},
     "barlow-twins": {"projection": 7},
     "dino": {"prototypes": 11, "hidden": 10, "local_views": 2, "local_size": 4, "teacher_temperature": 0.07, "teacher_warmup_epochs": 4},
-    "swav": {"prototypes": 7, "projection": 5, "local_views": 2, "local_size": 4},
+    "swav": {"prototypes": 7, "projection": 5, "local_views": 2, "local_size": 4, "queue": 8, "queue_from": 1},
 }
 
 
@@ -99,10 +99,11 @@ def test_mocov2_is_its_formula_and_its_queue_forgets_the_oldest() -> None:
 
 
 def test_more_keys_than_the_queue_holds_leave_the_last() -> None:
-    it = objective("mocov2", queue=4)
-    assert isinstance(it, Queued)
-    it.enter(torch.arange(6.0)[:, None].expand(6, 5))
-    assert it.queue[:, 0].tolist() == [2, 3, 4, 5]
+    queue, entered = torch.zeros(4, 5), torch.tensor(0)
+    enter(queue, entered, torch.arange(6.0)[:, None].expand(6, 5))
+    assert queue[:, 0].tolist() == [2, 3, 4, 5]
+    enter(queue, entered, torch.full((1, 5), 6.0))
+    assert queue[:, 0].tolist() == [6, 3, 4, 5]
 
 
 def test_the_copy_of_mocov2_follows() -> None:
@@ -215,6 +216,32 @@ def test_swav_is_its_formula() -> None:
     np.testing.assert_allclose(np.linalg.norm(it.prototypes.weight.detach(), axis=1), 1, atol=1e-6)
 
 
+def test_swav_assigns_a_batch_with_the_images_before_it() -> None:
+    """The queue of 8 holds all of the second batch and the last two of the first; it counts when it is full and an epoch is over."""
+    it, batches = objective("swav"), [views("swav", seed) for seed in range(4)]
+    assert isinstance(it, Swapped)
+    prototypes = it.prototypes.weight.detach().double().numpy()
+    scores = [[unit(z) @ prototypes.T for z in projected(it, x[:2]) + projected(it, x[2:])] for x in batches]
+
+    def by_formula(now: int, earlier: list[int]) -> float:
+        losses = []
+        for i in range(2):
+            rows = [scores[now][i], *(scores[batch][i] for batch in earlier)]
+            q = sinkhorn(np.concatenate(rows)[: B + 8 if earlier else B], 0.05, 3)[:B]
+            losses += [-(q * np.log(softmax(scores[now][v] / 0.1))).sum(axis=1).mean() for v in range(4) if v != i]
+        return float(np.mean(losses))
+
+    it.share = 0.2
+    for now in range(2):  # not full
+        assert it(batches[now]).item() == pytest.approx(by_formula(now, []), rel=1e-4)
+    scores[0] = [each[-2:] for each in scores[0]]
+    assert it(batches[2]).item() == pytest.approx(by_formula(2, [1, 0]), rel=1e-4)
+    assert by_formula(2, [1, 0]) != pytest.approx(by_formula(2, []), rel=1e-3)
+    it.share = 0.09
+    assert it(batches[3]).item() == pytest.approx(by_formula(3, []), rel=1e-4)
+    assert not it.queue.requires_grad
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_heads_come_from_the_seed(name: str) -> None:
     before = torch.get_rng_state()
@@ -231,7 +258,7 @@ def test_a_step_lowers_the_loss(name: str) -> None:
     it.share = 0.5
     losses = []
     for _ in range(20):
-        state = copy.deepcopy({key: value for key, value in it.state_dict().items() if key in ("queue", "oldest", "criterion.center")})
+        state = copy.deepcopy({key: value for key, value in it.state_dict().items() if key in ("queue", "entered", "criterion.center")})
         it.zero_grad()
         loss = it(x)
         losses.append(loss.item())
