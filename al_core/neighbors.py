@@ -419,7 +419,8 @@ class Few:
         few = [size for size in FEW if 2 * size <= cloud.dim]
         if not few:
             return cls(cloud)
-        sample = torch.cat([cloud.coordinates(part)[0][:: max(1, len(cloud) // SAMPLE)] for part in blocks(cloud.rows, width=cloud.dim)]).double()
+        step = max(1, len(cloud) // SAMPLE)  # doubles are a copy: a slice would hold its block
+        sample = torch.cat([cloud.coordinates(part)[0][::step].double() for part in blocks(cloud.rows, width=cloud.dim)])
         leading = torch.linalg.eigh(sample.T @ sample)[1].flip(1)[:, : few[-1]].float()
         probes = cloud.frame.coordinates(cloud[np.linspace(0, len(cloud) - 1, PROBES).astype(np.int64)], torch.device("cpu"))[0]
         whole, *along = (Nearest(probes, k + 1), *(Nearest(probes @ leading[:, :size], EXTRA * k + 1) for size in few))
@@ -485,7 +486,7 @@ def ivf(points: Few) -> faiss.Index:
     finder: faiss.IndexIVFFlat = library.IndexIVFFlat(library.IndexFlatL2(points.dim), points.dim, cells)
     finder.nprobe = max(8, cells // 32)
     step = max(1, len(points) // (256 * cells))
-    finder.train(np.concatenate([points[part][::step] for part in blocks(points.cloud.rows, width=points.cloud.dim)]))
+    finder.train(np.concatenate([points[part][::step].copy() for part in blocks(points.cloud.rows, width=points.cloud.dim)]))
     return finder
 
 
