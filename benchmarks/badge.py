@@ -68,7 +68,7 @@ def main() -> None:
         few = argparse.Namespace(**vars(arguments) | {"budget": min(arguments.budget, len(h) // 10)})
         figures[f"{name}, {len(h)} x {h.shape[1]}, {z.shape[1]} classes, {few.budget} picks"] = compared(h, z, few)
     figures["growth, sure"] = growth(arguments)
-    print(write(arguments.result, figures).read_text())  # noqa: T201
+    print(write(arguments.result, figures, arguments.device).read_text())  # noqa: T201
 
 
 def signals(kind: str, rows: int, dim: int, classes: int) -> tuple[Singles, Singles]:

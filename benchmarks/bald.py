@@ -72,7 +72,7 @@ def main() -> None:
             "growth": growth(probs, asked),
             "batchbald": batches(asked),
         }
-    print(write("bald", figures).read_text())  # noqa: T201
+    print(write("bald", figures, asked.device).read_text())  # noqa: T201
 
 
 def mapped(path: Path, passes: int, rows: int, classes: int) -> Array:

@@ -55,7 +55,7 @@ def main() -> None:
         found |= against_tensors(scene, arguments.peer_rows, arguments.repeats, arguments.peers, found["microseconds_a_row"]["mase"])
         if dim == min(arguments.dims):
             figures["growth"] = growth(scene, arguments.growth_rows, arguments.growth_budgets) | {"dim": dim}
-    print(write("base", figures).read_text())  # noqa: T201
+    print(write("base", figures, arguments.device).read_text())  # noqa: T201
 
 
 class Scene:

@@ -62,7 +62,7 @@ def main() -> None:
         figures["growth"] = growth(arguments)
     if arguments.solve_rows:
         figures["solve"] = solves(embeddings(arguments.solve_rows, arguments.solve_dim), arguments)
-    print(write("diffusion", figures).read_text())  # noqa: T201
+    print(write("diffusion", figures, arguments.device).read_text())  # noqa: T201
 
 
 def embeddings(rows: int, dim: int) -> Singles:

@@ -65,7 +65,7 @@ def main() -> None:
             "loading": {name: loading(Path(folder) / name / "pools", source, asked) for name, source in sources.items()},
             "embedding": dict(embedding(Path(folder) / each, photographs, each, asked) for each in asked.encoders),
         }
-    print(write("feeding" if asked.device == "cpu" else "feeding-gpu", figures).read_text())  # noqa: T201
+    print(write("feeding", figures, asked.device).read_text())  # noqa: T201
 
 
 # ---- what is read --------------------------------------------------------------------------------------------------------------

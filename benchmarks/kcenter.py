@@ -81,7 +81,7 @@ def main() -> None:
         figures[f"{name}, {len(x)} x {x.shape[1]}, {few.budget} picks"] = compared(x, few)
     figures[f"growth, emb of {asked.growth_dim} numbers"] = growth(asked)
     figures["memory map, emb"] = mapped(asked)
-    print(write(asked.result, figures).read_text())  # noqa: T201
+    print(write(asked.result, figures, asked.device).read_text())  # noqa: T201
 
 
 def embeddings(kind: str, rows: int, dim: int) -> Singles:

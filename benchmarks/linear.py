@@ -48,7 +48,7 @@ def main() -> None:
     figures: dict[str, Any] = {"sizes": vars(asked), "alone": ours(x, labels, asked)}
     if asked.sklearn_rows:
         figures["beside scikit-learn"] = beside(x[few], labels[few], asked)
-    print(write("linear" if asked.device == "cpu" else "linear-gpu", figures).read_text())  # noqa: T201
+    print(write("linear", figures, asked.device).read_text())  # noqa: T201
 
 
 def examples(rows: int, dim: int, classes: int) -> tuple[Singles, Rows]:

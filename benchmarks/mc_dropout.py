@@ -53,7 +53,7 @@ def main() -> None:
             "times_faster_than": {name: round(each / ours, 2) for name, each in medians.items()},
         },
     }
-    print(write("mc_dropout" if asked.device == "cpu" else "mc_dropout-gpu", figures).read_text())  # noqa: T201
+    print(write("mc_dropout", figures, asked.device).read_text())  # noqa: T201
 
 
 def works(asked: argparse.Namespace) -> dict[str, Work]:

@@ -87,6 +87,9 @@ LAID = ("solve", "laid out")
 PHOTOGRAPHS, BESIDE = ("feeding", "loading", "photographs"), ("times_faster", "Pillow and torchvision")
 RESNET, SMALL = "resnet18 at 224 px", "small at 28 px"
 RESNET50, VIT = "resnet50 at 224 px", "vit_b_16 at 224 px"
+OURS = ("all_seconds", "rondo")
+SEARCH, SEARCHED, SEARCHED_GPU = ("search", "times_faster"), {"rows": 50_000, "dim": 512, "neighbors": 50}, {"rows": 1_280_000, "dim": 2048, "neighbors": 50}
+KCENTER_GPU = {"rows": 1_280_000, "dim": 2048}
 KCENTER = {"rows": 100_000, "dim": 2048, "budget": 1000}
 GOALS = [
     Goal("`coreset`, 100k x 2048, 1000 picks, clustered: times the loop", at("kcenter", "emb", "loop_over_rondo", **KCENTER), 10),
@@ -127,6 +130,8 @@ GOALS = [
         most=10,
     ),
     Goal("the same: times SciPy's product", at("diffusion", *LAID, "times_faster", "scipy", **SOLVE), 2),
+    Goal("neighbours by `hnsw`, 50,000 x 512, 50 of each: times faster than faiss's own", at("diffusion", *SEARCH, "faiss, hnsw", **SEARCHED), 1),
+    Goal("the same: share of the true neighbours found", at("diffusion", "search", "recall", "rondo, hnsw", **SEARCHED), 0.95),
     Goal("every method, 10,000 picks out of 1M x 512: GiB beyond the mapped files", most_memory, most=4),
     Goal(
         "MNIST, 200 random labels, SimCLR and a linear head on a CPU: mean accuracy over 3 seeds, %",
@@ -143,6 +148,12 @@ GOALS = [
     Goal("embedding with `small` at 28 px out of a raw pack: times the model alone", at("feeding", "embedding", SMALL, "over_model", "raw pack"), most=1.25),
     Goal("embedding with ResNet-50 on an H200, bfloat16: images a second", at("feeding-gpu", "embedding", RESNET50, "images_a_second", "raw pack"), 10_000),
     Goal("the same, ViT-B/16", at("feeding-gpu", "embedding", VIT, "images_a_second", "raw pack"), 5000),
+    Goal("`coreset`, clustered, 1.28M x 2048, 10,000 picks on an H200: seconds", at("kcenter-gpu", "emb", *OURS, **KCENTER_GPU, budget=10_000), most=0.5),
+    Goal("the same, 100,000 picks", at("kcenter-many-gpu", "emb", *OURS, **KCENTER_GPU, budget=100_000), most=5),
+    Goal("`badge`, a sure model, the same with 1000 classes, 10,000 picks: seconds", at("badge-gpu", "sure", *OURS, **IMAGENET, dim=2048), most=2),
+    Goal("`base`, the same: seconds", at("base-gpu", "dim 2048", "all_seconds", "base", **IMAGENET), most=0.25),
+    Goal("exact neighbours of the same, 50 of each: seconds", at("diffusion-gpu", "search", "all_seconds", "rondo, exact", **SEARCHED_GPU), most=20),
+    Goal("`bald` from draws of the head there: times their products alone", at("bald-gpu", "drawn heads", "over_products", "bald", **DRAWN), most=1.3),
 ]
 
 
@@ -278,6 +289,7 @@ def machines(results: Results) -> str:
         found = result["machine"]
         libraries = ", ".join(f"{library} {version}" for library, version in found["libraries"].items() if library in ("torch", "numpy", "faiss-gpu"))
         device = result.get("device") or result.get("sizes", {}).get("device") or result.get("signals", {}).get("device") or "cpu"
+        device = ", ".join(found.get("gpus", ())) if device != "cpu" else device
         rows.append((name, f"{found['cores']} cores of {found['processor']}, {found['memory_gib']} GiB", device, f"Python {found['python']}, {libraries}"))
     return table(("benchmark", "machine", "device", "software"), rows)
 

@@ -9,14 +9,18 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import torch
+
 RESULTS = Path(__file__).parent / "results"
 
 
 def machine() -> dict[str, Any]:
-    """Processor, memory, Python and the main libraries; no host name, no paths."""
+    """Processor, memory, GPUs where there are any, Python and the main libraries; no host name, no paths."""
     names = ("torch", "numpy", "dvc", "prefect", "mlflow", "faiss-gpu")
     installed = {dist.metadata["Name"].lower(): dist.version for dist in importlib.metadata.distributions()}
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return {
+        **({"gpus": gpus, "cuda": torch.version.cuda} if gpus else {}),
         "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
@@ -33,9 +37,14 @@ def processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
-def write(name: str, figures: dict[str, Any]) -> Path:
-    """Save `figures` as benchmarks/results/NAME.json."""
+def place(name: str, device: str = "cpu") -> Path:
+    """benchmarks/results/NAME.json, or NAME-gpu.json of figures of another device than the CPU."""
+    return RESULTS / f"{name}{'' if device == 'cpu' else '-gpu'}.json"
+
+
+def write(name: str, figures: dict[str, Any], device: str = "cpu") -> Path:
+    """Save `figures` in their place."""
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    path = place(name, device)
     path.write_text(json.dumps({"machine": machine(), **figures}, indent=2, sort_keys=True) + "\n", "utf-8")
     return path

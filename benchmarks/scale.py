@@ -27,7 +27,7 @@ import numpy as np
 from al_core import Pool, methods, select
 from al_core.methods.batchbald import BatchBald
 from al_core.registry import card
-from benchmarks.record import RESULTS, machine, write
+from benchmarks.record import machine, place, write
 
 PASSES, LABELED, CLUSTERS = 10, 1000, 500
 BLOCK = 20_000  # rows made at a time
@@ -61,11 +61,11 @@ def main() -> None:
 def keep(name: str, runs: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
     """Write a method's runs beside what was measured with the same signals on the same machine; of the same size, the new run counts."""
     shape = {"dim": arguments.dim, "classes": arguments.classes, "passes": PASSES, "labelled": LABELED, "device": arguments.device}
-    path = RESULTS / "scale.json"
+    path = place("scale", arguments.device)
     before: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
     known = before["methods"] if before.get("signals") == shape and before.get("machine") == machine() else {}
     sizes = {(each["rows"], each["budget"]): each for each in known.get(name, []) + runs}
-    write("scale", {"signals": shape, "methods": known | {name: [sizes[size] for size in sorted(sizes)]}})
+    write("scale", {"signals": shape, "methods": known | {name: [sizes[size] for size in sorted(sizes)]}}, arguments.device)
 
 
 def points(rows: list[int], budgets: list[int]) -> list[tuple[int, int]]:
