@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from al_core.errors import first_line
-from al_core.resizing import AdaptiveAvgPool2d, bicubic
+from al_core.resizing import SquareAvgPool2d, bicubic
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of its channels, as most published weights expect
 TIMM = "timm/"  # before the names of timm's models
@@ -131,7 +131,7 @@ def from_torchvision(name: str, image_size: int) -> Backbone:
     *_, last = (each for each, module in body.named_modules() if isinstance(module, nn.Linear | nn.Conv2d))
     body.set_submodule(last, nn.Identity())
     if family.startswith(("alexnet", "vgg")):
-        body.avgpool = AdaptiveAvgPool2d(body.avgpool.output_size[0])
+        body.avgpool = SquareAvgPool2d(body.avgpool.output_size[0])
     trunk = next((path for prefix, path in TRUNKS.items() if family.startswith(prefix)), "features" if hasattr(body, "features") else "")
     children = [f"{trunk}.{child}".removeprefix(".") for child, _ in body.get_submodule(trunk).named_children()]
     return Backbone(body, stages(body, children, image_size if family in sized else USUAL_SIZE))
@@ -159,7 +159,7 @@ def made_for(image_size: int, name: str, create: Callable[..., Any]) -> Any:
 
     if is_model_in_modules(name, VITS):
         vit = create(img_size=image_size)
-        vit.patch_embed.strict_img_size = False  # `positions` gives it those for another size
+        vit.patch_embed.strict_img_size = False  # `position_embeddings` gives it those for another size
         return vit
     try:
         return create(img_size=image_size, dynamic_img_size=True)
@@ -167,7 +167,7 @@ def made_for(image_size: int, name: str, create: Callable[..., Any]) -> Any:
         return create(img_size=image_size)
 
 
-def positions(body: Any, size: int) -> dict[str, Tensor]:
+def position_embeddings(body: Any, size: int) -> dict[str, Tensor]:
     """By name, what a ViT that `made_for` made needs in place of its own to take images of so many pixels a side; {} of another network.
 
     timm would resample them as well, but so that no gradient is to be had of CUDA's deterministic algorithms.

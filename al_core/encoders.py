@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from al_core.backbones import IMAGENET, backbone, positions, shapes
+from al_core.backbones import IMAGENET, backbone, position_embeddings, shapes
 from al_core.errors import first_line
 from al_core.seeds import seeded
 
@@ -54,7 +54,8 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:  # (B, 3, S, S) -> (B, dim)
         normalised = (images - self.mean) / self.std
-        embeddings: Tensor = functional_call(self.body, positions(self.body, images.shape[-1]), (normalised,))
+        replaced = position_embeddings(self.body, images.shape[-1])
+        embeddings: Tensor = functional_call(self.body, replaced, (normalised,)) if replaced else self.body(normalised)
         return embeddings
 
 
@@ -126,8 +127,8 @@ def deterministic(threads: int | None = None) -> Iterator[None]:
             raise
         what = str(error).split(" does not have")[0]
         raise ValueError(
-            f"torch computes {what} on this device in no fixed order, so that training would not come again: take another encoder, or an image size at "
-            "which it does without (a transformer's small views: local_views: 0 in pretrain.objective)"
+            f"torch computes {what} on this device in no fixed order, so that what is made would not come again: take another encoder, or no views smaller "
+            "than it is made for"
         ) from error
     finally:
         torch.set_num_threads(threads_before)

@@ -36,10 +36,10 @@ TILE = 1024  # and one that they are looked for among, at least: 1024 points at 
 GROUPS = 4  # groups a neighbour asked for: of more, fewer pairs are kept, and bounding them costs more
 HNSW = (32, 80, 128)  # links a point, and candidates held while it is added, and while it is looked for
 EXTRA = 2  # candidates that an approximate index gives for each neighbour asked for
-FEW = (32, 64, 128, 256)  # directions along which an approximate index may look
-PROBES, ENOUGH = 64, 0.99  # points that say how few of them will do, and the share of their neighbours that has to be among the candidates
-SAMPLE = 4096  # points that say which directions lead
-MEASURED = 4  # coordinates that one counts for in a block of pairs that are measured: such blocks fit a core's cache
+COMPONENTS = (32, 64, 128, 256)  # principal components that an approximate index may look along
+PROBES, RECALL = 64, 0.99  # points that say how few of them will do, and the share of their neighbours that has to be among the candidates
+SAMPLE = 4096  # points that principal components are those of
+PAIR_WIDTH = 4  # coordinates that one counts for in a block of pairs that are measured: such blocks fit a core's cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,12 +185,12 @@ def neighbors(x: Floats, rows: Rows, k: int, *, unit: bool = False, device: str 
     """The k nearest others of each of some rows, nearest first; of equally near ones, the first.
 
     `exact` looks at all pairs: O(m^2 d), by matrix products on the device. `ivf` and `hnsw` let faiss, on the CPU, look for candidates in an index
-    that holds float32 coordinates of the rows, along a few leading directions where that finds nearly all that all of them would (`Few.of`); what it
+    that holds float32 coordinates of the rows, along a few principal components where those find nearly all neighbours (`Projected.of`); what it
     misses is missed, but what it finds is measured and ordered as `exact` does, and where it finds too few, the first rows stand in. Its answers may
     differ between machines and versions, those of `hnsw` between runs too.
 
     Args:
-        x: (n, d) embeddings, such as a memory map; read block by block, once for every 4096 rows on the CPU, and held on any other device.
+        x: (n, d) embeddings, such as a memory map; read block by block, by `exact` once for every 4096 rows on the CPU, and held on any other device.
         rows: (m,) the rows to look at.
         k: 1 to m - 1.
         unit: scale every row to length 1 first; rows of zeros stay as they are.
@@ -382,25 +382,33 @@ class Search:
 
 def indexed_pairs(cloud: Cloud, k: int, index: Index) -> Iterator[Candidates]:
     """As `near_pairs`, from an approximate index of faiss."""
-    points = Few.of(cloud, k)
+    imported_faiss()  # before the work
+    points = Projected.of(cloud, k)
     finder = hnsw(points, k) if index == "hnsw" else ivf(points)
     for part in blocks(cloud.rows, width=cloud.dim):
         finder.add(points[part])
     for part in blocks(cloud.rows, width=max(cloud.dim, EXTRA * k)):
         _, others = finder.search(points[part], min(EXTRA * k + 1, len(cloud)))
-        short = np.flatnonzero((others >= 0).sum(axis=1) <= k)  # of these it found too few, -1 for the others
-        if len(short):
-            first = np.arange(k + 1)
-            others = np.hstack([others, np.full((len(others), k + 1), -1)])
-            others[short, -len(first) :] = np.where((others[short, None] == first[:, None]).any(axis=2), -1, first)
+        others = filled_up(others, k)
         query, other = np.repeat(np.arange(part.start, part.stop), others.shape[1]), others.ravel()
         another = (other >= 0) & (other != query)
         query, other = query[another], other[another]
         yield part, query - part.start, other, cloud.squared(query, other)
 
 
+def filled_up(others: Rows, k: int) -> Rows:
+    """What faiss found of each point, -1 where it found too few; with fewer than k others, the first k + 1 stand in, of which one may be the point itself."""
+    short = np.flatnonzero((others >= 0).sum(axis=1) <= k)
+    if len(short) == 0:
+        return others
+    first = np.arange(k + 1)
+    others = np.hstack([others, np.full((len(others), k + 1), -1)])
+    others[short, -len(first) :] = np.where((others[short, None] == first[:, None]).any(axis=2), -1, first)  # none twice
+    return others
+
+
 @dataclass(frozen=True, eq=False)
-class Few:
+class Projected:
     """The points of a cloud as an approximate index sees them.
 
     Attributes:
@@ -412,26 +420,18 @@ class Few:
     basis: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, cloud: Cloud, k: int) -> Few:
-        """Along the fewest of the directions in which a sample spreads most that keep ENOUGH of the k neighbours of PROBES points among the candidates."""
-        import torch
+    def of(cls, cloud: Cloud, k: int) -> Projected:
+        """Along the fewest principal components along which twice as many candidates hold RECALL of the k neighbours of PROBES points.
 
-        few = [size for size in FEW if 2 * size <= cloud.dim]
-        if not few:
+        Reads the points three times; O(d^2) memory and O(d^3) time, of d beyond SAMPLE O(d SAMPLE) and O(d SAMPLE^2). Where neighbours lie closer than
+        float32 tells in products, as near-copies do, the points' own coordinates are kept.
+        """
+        sizes = [size for size in COMPONENTS if 2 * size <= cloud.dim]
+        if not sizes:
             return cls(cloud)
-        step = max(1, len(cloud) // SAMPLE)  # doubles are a copy: a slice would hold its block
-        sample = torch.cat([cloud.coordinates(part)[0][::step].double() for part in blocks(cloud.rows, width=cloud.dim)])
-        leading = torch.linalg.eigh(sample.T @ sample)[1].flip(1)[:, : few[-1]].float()
-        probes = cloud.frame.coordinates(cloud[np.linspace(0, len(cloud) - 1, PROBES).astype(np.int64)], torch.device("cpu"))[0]
-        whole, *along = (Nearest(probes, k + 1), *(Nearest(probes @ leading[:, :size], EXTRA * k + 1) for size in few))
-        for part in blocks(cloud.rows, width=cloud.dim):
-            points = cloud.coordinates(part)[0]
-            places = points @ leading
-            whole.look(points, part.start)
-            for size, nearest in zip(few, along, strict=True):
-                nearest.look(places[:, :size], part.start)
-        enough = (leading[:, :size].contiguous() for size, nearest in zip(few, along, strict=True) if nearest.share_of(whole) >= ENOUGH)
-        return cls(cloud, next(enough, None))
+        basis = components(cloud, sizes[-1])
+        found = (basis[:, :size].contiguous() for size, recall in zip(sizes, recalls(cloud, basis, sizes, k), strict=True) if recall >= RECALL)
+        return cls(cloud, next(found, None))
 
     def __len__(self) -> int:
         return len(self.cloud)
@@ -448,8 +448,36 @@ class Few:
         return found
 
 
+def components(cloud: Cloud, count: int) -> torch.Tensor:
+    """(d, count) the principal components of a sample, the leading ones first; fewer where the sample has fewer points."""
+    import torch
+
+    step = max(1, len(cloud) // SAMPLE)  # doubles are a copy: a slice would hold its block
+    sample = torch.cat([cloud.coordinates(part)[0][::step].double() for part in blocks(cloud.rows, width=cloud.dim)])
+    if len(sample) < cloud.dim:
+        leading: torch.Tensor = torch.linalg.svd(sample, full_matrices=False).Vh[:count].T
+    else:
+        leading = torch.linalg.eigh(sample.T @ sample)[1].flip(1)[:, :count]
+    return leading.float()
+
+
+def recalls(cloud: Cloud, basis: torch.Tensor, sizes: list[int], k: int) -> list[float]:
+    """For each number of directions, how many of the k neighbours of PROBES points are among the EXTRA * k nearest along these alone."""
+    import torch
+
+    probes = cloud.frame.coordinates(cloud[np.linspace(0, len(cloud) - 1, PROBES).astype(np.int64)], torch.device("cpu"))[0]
+    truth, *along = (Nearest(probes, k + 1), *(Nearest(probes @ basis[:, :size], EXTRA * k + 1) for size in sizes))  # each with itself
+    for part in blocks(cloud.rows, width=cloud.dim):
+        points = cloud.coordinates(part)[0]
+        places = points @ basis
+        truth.look(points, part.start)
+        for size, nearest in zip(sizes, along, strict=True):
+            nearest.look(places[:, :size], part.start)
+    return [nearest.recall_of(truth) for nearest in along]
+
+
 class Nearest:
-    """The nearest to a few points, of others that come block by block; within rounding."""
+    """The nearest to a few points, of others that come block by block and have these among them; within rounding."""
 
     def __init__(self, points: torch.Tensor, k: int) -> None:
         import torch
@@ -466,12 +494,13 @@ class Nearest:
         self.square, at = square.topk(min(self.k, square.shape[1]), largest=False)
         self.number = number.gather(1, at)
 
-    def share_of(self, whole: Nearest) -> float:
-        """How many of those are among these."""
-        return float((whole.number[:, :, None] == self.number[:, None, :]).any(dim=2).double().mean())
+    def recall_of(self, truth: Nearest) -> float:
+        """The share of the true neighbours that are among these; a point itself, which is among both, does not count."""
+        among = (truth.number[:, :, None] == self.number[:, None, :]).any(dim=2).sum(dim=1) - 1
+        return float(among.double().mean()) / (truth.number.shape[1] - 1)
 
 
-def hnsw(points: Few, k: int) -> faiss.Index:
+def hnsw(points: Projected, k: int) -> faiss.Index:
     """An empty graph of links, to look in for k neighbours."""
     links, adding, looking = HNSW
     finder: faiss.IndexHNSWFlat = imported_faiss().IndexHNSWFlat(points.dim, links)
@@ -479,7 +508,7 @@ def hnsw(points: Few, k: int) -> faiss.Index:
     return finder
 
 
-def ivf(points: Few) -> faiss.Index:
+def ivf(points: Projected) -> faiss.Index:
     """Empty lists, one for each of some 4 sqrt(m) cells, of which the nearest 32nd part is looked through."""
     cells = max(1, min(int(4 * np.sqrt(len(points))), len(points) // 39))  # faiss wants 39 points a cell to train on, and takes no more than 256
     library = imported_faiss()
@@ -505,7 +534,7 @@ def squared_distances(cloud: Doubles | Cloud, point: Rows, targets: Doubles | Cl
     import torch
 
     dim = targets.dim if isinstance(targets, Cloud) else targets.shape[1]
-    parts = list(blocks(point, width=MEASURED * dim))
+    parts = list(blocks(point, width=PAIR_WIDTH * dim))
 
     def measured(part: slice) -> Doubles:
         return squared_length(cloud[point[part]] - targets[target[part]])

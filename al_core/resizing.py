@@ -18,8 +18,8 @@ def bicubic_weights(given: int, wanted: int, device: torch.device) -> Tensor:
     return functional.interpolate(rows, size=(given, wanted), mode="bicubic", antialias=True)[0, 0].T
 
 
-class AdaptiveAvgPool2d(nn.Module):
-    """torch's, within rounding, to a square of so many places a side; maps of that size stay as they are."""
+class SquareAvgPool2d(nn.Module):
+    """torch's AdaptiveAvgPool2d, within rounding, to a square of so many places a side; maps of that size stay as they are."""
 
     def __init__(self, side: int) -> None:
         super().__init__()

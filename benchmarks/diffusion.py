@@ -27,7 +27,7 @@ import torch
 
 from al_core.bounds import Doubles
 from al_core.methods import diffusion
-from al_core.neighbors import Cloud, Few, hnsw, ivf, neighbors
+from al_core.neighbors import Cloud, Projected, hnsw, ivf, neighbors
 from al_core.pool import Rows
 from benchmarks.peers import peer
 from benchmarks.record import write
@@ -90,8 +90,8 @@ def searches(x: Singles, arguments: argparse.Namespace) -> dict[str, Any]:
     if faiss:
         faiss.omp_set_num_threads(torch.get_num_threads())
         work["faiss, exact"] = lambda: alone(faiss.IndexFlatL2(x.shape[1]), x, k)
-        work |= {"rondo, ivf": lambda: ours("ivf"), "faiss, ivf": lambda: alone(ivf(Few(Cloud(x, rows))), x, k)}
-        work |= {"rondo, hnsw": lambda: ours("hnsw"), "faiss, hnsw": lambda: alone(hnsw(Few(Cloud(x, rows)), k), x, k)}
+        work |= {"rondo, ivf": lambda: ours("ivf"), "faiss, ivf": lambda: alone(ivf(Projected(Cloud(x, rows))), x, k)}
+        work |= {"rondo, hnsw": lambda: ours("hnsw"), "faiss, hnsw": lambda: alone(hnsw(Projected(Cloud(x, rows)), k), x, k)}
     seconds, last = in_turn(work, arguments.repeats)
     truth = np.sort(last["rondo, exact"], axis=1)
     return {

@@ -29,7 +29,7 @@ from tasks.models import CurrentModel, Model
 from tasks.pack import Pack, RawImages, images_for
 from tasks.params import Embed, Launch
 from tasks.progress import progress, say
-from tasks.signals import ArrayWriter, Signals, check_cold
+from tasks.signals import ArrayWriter, Signals, check_without_model
 from tasks.stage import Run, stage
 from tasks.vaal import discriminate, members, recipe_of
 
@@ -72,7 +72,7 @@ def embed(
 def check(params: Embed, model: Model) -> None:
     """Raise where the model in use cannot give what is asked of it."""
     if model.head is None:
-        check_cold(params.signals)
+        check_without_model(params.signals)
     if "predicted_loss" in params.signals and model.loss is None:
         raise ParamsError("embed.signals names predicted_loss, but the model in use was trained without retrain.loss_prediction; take it out")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import save_file
 
 from tasks.artifacts import Artifact
 from tasks.errors import ArtifactError
@@ -188,8 +189,11 @@ class Model(Artifact):
 
 
 def write_tensors(path: Path, tensors: dict[str, Array], about: dict[str, str] | None = None) -> None:
-    """A safetensors file that others may read as they may its neighbours; the library's own way of writing gives one that is its owner's alone."""
-    path.write_bytes(save({name: np.ascontiguousarray(value) for name, value in tensors.items()}, about))
+    """A safetensors file that others may read as they may its neighbours; the library by itself makes one that is its owner's alone."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path, about)
+    path.chmod(stat.S_IMODE(mode))
 
 
 class PoolEncoder(Model):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -70,8 +70,8 @@ def retrain(
     trained = trained.calibrated(suiting(trained, validation))
     figures = measure(trained, train, test, classes, control(selection, labels), run)
     say(f"retrain: {summary(figures)}")
-    for line in doubts(figures, len(classes), params):
-        say(f"retrain: {line}")
+    if doubt := doubted(figures, len(classes), params):
+        say(f"retrain: {doubt}")
     return Retrained(trained.model, figures, predictions(trained.logits, manifest, classes), plots(trained.logits, test, classes, run))
 
 
@@ -278,14 +278,15 @@ def summary(figures: Metrics) -> str:
     return f"{labels}, {100 * found.value:.1f}% of {counted(found.n, 'test image')} right {interval}"
 
 
-def doubts(figures: Metrics, classes: int, params: Retrain) -> Iterator[str]:
-    """What of the figures says that training went wrong, and what to do."""
-    if figures.nll and figures.nll.value > math.log(classes):
-        rate = f"; lower retrain.sgd.learning_rate (now {params.sgd.learning_rate:g})" if params.mode == "linear-sgd" else ""
-        yield (
-            f"its probabilities are worse than none: a negative log-likelihood of {figures.nll.value:.2f} on test images, "
-            f"where {classes} classes alike would have {math.log(classes):.2f}{rate}"
-        )
+def doubted(figures: Metrics, classes: int, params: Retrain) -> str | None:
+    """A warning where probabilities of test images are surely worse than equal ones, and what to do."""
+    if figures.nll is None or figures.nll.low <= math.log(classes):
+        return None
+    rate = f"; lower retrain.sgd.learning_rate (now {params.sgd.learning_rate:g})" if params.mode == "linear-sgd" else ""
+    return (
+        f"its probabilities are worse than none: a negative log-likelihood of {figures.nll.value:.2f} on test images, "
+        f"where {classes} classes alike would have {math.log(classes):.2f}{rate}"
+    )
 
 
 def resampled(logits: Floats, temperature: float | None, test: Examples, run: Run) -> dict[str, Estimate | None]:

@@ -21,7 +21,7 @@ from tasks.code_version import code_version
 from tasks.errors import AnswersError, ArtifactError, ParamsError, RondoError, WorkspaceError
 from tasks.params import Embed, Params, Pretrain, Retrain, Section, SignalName
 from tasks.pretrain import CHECKPOINT
-from tasks.signals import check_cold
+from tasks.signals import check_without_model
 from tasks.stage import AFTER_ANSWERS, BEFORE_ANSWERS, POOL_STAGES, pipeline
 from tasks.weights import settle_weights
 from tasks.workspace import Round, Workspace, dvc_yaml
@@ -82,7 +82,7 @@ def check_ahead(params: Params, *, first: bool) -> None:
     check_retrain(params.retrain)
     if first:
         cold_method(method, params)
-        check_cold(params.embed.signals)
+        check_without_model(params.embed.signals)
 
 
 def open_round(workspace: Workspace) -> Round:
@@ -129,7 +129,7 @@ def checked(params: Params, workspace: Workspace, before: Round, pool: Round, *,
     method = settle_method(acquire.method, "acquire.method")
     if not has_model:
         method = cold_method(method, params)
-        check_cold(params.embed.signals)
+        check_without_model(params.embed.signals)
     check_classes(params.classes)
     check_retrain(params.retrain)
     if len(params.classes or []) < 2:

@@ -18,7 +18,7 @@ from tasks.errors import ArtifactError, ParamsError
 from tasks.models import Head, Model, write_tensors
 
 
-def check_cold(names: Sequence[str]) -> None:
+def check_without_model(names: Sequence[str]) -> None:
     """Raise where a signal of embed.signals takes a trained model; the discriminator learns from what is labelled instead."""
     for name in names:
         if SIGNALS[name].from_model and name != "discriminator":

@@ -18,8 +18,8 @@ def render(workspace: Workspace) -> Group:
     pools = [Text(pool_line(pool, pool.name in closed)) for pool in workspace.all("pools")]
     table = Table(caption="accuracy in % with its 95% interval; on control arm: the model before, on images drawn uniformly", caption_justify="left")
     for heading in ("round", "state", "method", "labels", "test accuracy", "on control arm"):
-        words = heading in ("state", "method")  # which may go over two lines where figures would be cut
-        table.add_column(heading, justify="right" if heading == "labels" else "left", no_wrap=not words)
+        words = heading in ("state", "method")  # which go over several lines where figures would be cut
+        table.add_column(heading, justify="right" if heading == "labels" else "left", no_wrap=not words, overflow="fold")
     for this in workspace.all("rounds"):
         table.add_row(this.name, *round_cells(this, this.name in closed))
     return Group(Text(str(workspace.root), "bold"), *pools, *([table] if table.rows else []), Text(f"next: {what_next(workspace)}"))

@@ -32,11 +32,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests for a GPU skip where there is none; those about CUDA itself on a stand-in, too."""
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("cuda" if config.option.stand_in else "gpu"):
-                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+    """Tests for a GPU skip where there is none. On a stand-in those about CUDA itself do, and all others: torch takes it for the device to use."""
+    for item in items:
+        gpu, cuda = (item.get_closest_marker(name) is not None for name in ("gpu", "cuda"))
+        if config.option.stand_in and not gpu:
+            item.add_marker(pytest.mark.skip(reason="not for --stand-in"))
+        elif gpu and not torch.cuda.is_available() and (cuda or not config.option.stand_in):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
 @pytest.fixture(scope="session")
@@ -45,11 +47,9 @@ def stand_in(pytestconfig: pytest.Config) -> Iterator[ModuleType | None]:
     if not pytestconfig.option.stand_in:
         yield None
         return
-    from tests import stand_in
-
-    library = stand_in.register()
-    yield stand_in
-    del library
+    stand_in = pytest.importorskip("tests.stand_in", reason="this torch lets no device be written in Python", exc_type=ImportError)
+    with stand_in.registered():
+        yield stand_in
 
 
 @pytest.fixture

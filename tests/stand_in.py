@@ -7,7 +7,8 @@ streams, memory and speed it says nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,23 +21,29 @@ aten = torch.ops.aten
 
 COPIES = (aten._to_copy.default, aten.copy_.default)
 INDEXED = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
-# as https://docs.pytorch.org/docs/stable/generated/torch.use_deterministic_algorithms.html lists them
+# by https://docs.pytorch.org/docs/stable/generated/torch.use_deterministic_algorithms.html of torch 2.15, without a last underscore
 NOT_DETERMINISTIC = {
     "_adaptive_avg_pool2d_backward",
     "_adaptive_avg_pool3d_backward",
     "_ctc_loss_backward",
+    "_embedding_bag_dense_backward",
     "_upsample_bicubic2d_aa_backward",
     "_upsample_bilinear2d_aa_backward",
     "adaptive_max_pool2d_backward",
     "avg_pool3d_backward",
     "fractional_max_pool2d_backward",
+    "fractional_max_pool3d_backward",
     "grid_sampler_2d_backward",
+    "grid_sampler_3d_backward",
     "histc",
     "max_unpool2d",
+    "max_unpool3d",
+    "median",
     "nll_loss2d_forward",
-    "put_",
+    "put",
     "reflection_pad1d_backward",
     "reflection_pad2d_backward",
+    "reflection_pad3d_backward",
     "scatter_reduce",
     "upsample_bicubic2d_backward",
     "upsample_bilinear2d_backward",
@@ -72,15 +79,16 @@ def computed(operation: Any, *args: Any, **kwargs: Any) -> Any:
     if operation not in COPIES and operation._can_decompose() and operation.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
         return operation.decompose(*args, **kwargs)
     name = operation._schema.name.removeprefix("aten::")
-    if torch.are_deterministic_algorithms_enabled() and name in NOT_DETERMINISTIC:
+    weighed = name == "bincount" and len(args) + len(kwargs) > 1
+    if torch.are_deterministic_algorithms_enabled() and (name.removesuffix("_") in NOT_DETERMINISTIC or weighed):
         noted.add(name)
     given = _pytree.tree_leaves((args, kwargs))
     ours = {id(each.held): each for each in given if isinstance(each, OnDevice)}
     theirs = {id(each): each for each in given if isinstance(each, torch.Tensor) and not isinstance(each, OnDevice)}
     if operation not in COPIES and ours:
-        indices = operation in INDEXED and isinstance(args[0], OnDevice)
+        indices = {id(each) for each in args[1] if each is not None} if operation in INDEXED and isinstance(args[0], OnDevice) else set()
         for each in theirs.values():
-            if each.dim() > 0 and not (indices and not each.is_floating_point()):
+            if each.dim() > 0 and id(each) not in indices:
                 raise RuntimeError(f"Expected all tensors to be on the same device, but {name} got some of {NAME} and {tuple(each.shape)} of the CPU")
     if any(isinstance(each, torch.Generator) for each in given):
         raise RuntimeError(f"Expected a '{NAME}' device type for generator but {name} got the CPU's")
@@ -136,8 +144,9 @@ class Module:
         return [torch.bfloat16]
 
 
-def register() -> Any:
-    """Let this process know the device; what is returned must be kept."""
+@contextmanager
+def registered() -> Iterator[None]:
+    """Let this process know the device; torch forgets no device again, so it is for processes that do nothing else."""
     _setup_privateuseone_for_python_backend(NAME, backend_module=Module())
     library: Any = torch.library.Library("_", "IMPL")  # type: ignore[no-untyped-call]
     library.fallback(computed, "PrivateUse1")
@@ -149,4 +158,6 @@ def register() -> Any:
         return made(data, **kwargs).to(device) if there else made(data, device=device, **kwargs)
 
     torch.tensor = tensor  # type: ignore[assignment]
-    return library
+    yield
+    torch.tensor = made
+    del library

@@ -145,6 +145,13 @@ def test_a_further_cycle_changes_nothing_and_says_so(finished: Workspace) -> Non
     assert git.changes(finished.root) == []
 
 
+def test_whoever_may_read_the_round_may_read_all_of_it(finished: Workspace) -> None:
+    """As files are made here; DVC may take the right to write."""
+    folder, reading = finished.root / "rounds/r002", stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
+    usual = (folder / "params.yaml").stat().st_mode & reading
+    assert {path.name: path.stat().st_mode & reading for path in folder.rglob("*") if path.is_file() and path.stat().st_mode & reading != usual} == {}
+
+
 def test_outputs_hold_no_times_hosts_or_paths(finished: Workspace) -> None:
     telling = [str(finished.root.parent).encode(), str(Path.home()).encode() + b"/", platform.node().encode() + b"."]
     for this in (*finished.all("pools"), *finished.all("rounds")):
@@ -156,13 +163,6 @@ def test_outputs_hold_no_times_hosts_or_paths(finished: Workspace) -> None:
 
 
 # ---- waiting for people ----------------------------------------------------------------------------------------------------
-
-
-def test_whoever_may_read_the_round_may_read_all_of_it(finished: Workspace) -> None:
-    """As files are made here; DVC may take the right to write."""
-    folder, reading = finished.root / "rounds/r002", stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
-    usual = (folder / "params.yaml").stat().st_mode & reading
-    assert {path.name: path.stat().st_mode & reading for path in folder.rglob("*") if path.is_file() and path.stat().st_mode & reading != usual} == {}
 
 
 def test_missing_answers_are_waited_for_and_then_taken(with_pool: Begun) -> None:

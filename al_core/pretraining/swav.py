@@ -45,7 +45,17 @@ class SwAV:
         return [Views(size, (min_crop, 1.0), augment, 2), *local_views(self.local_views, self.local_size, size, min_crop, augment)]
 
     def over(self, encoder: Encoder, *, epochs: int, seed: int) -> Objective:
-        """See `Method`."""
+        """See `Method`.
+
+        Raises:
+            ValueError: a queue that would never count, or that processes cannot share.
+        """
+        from lightly.utils import dist
+
+        if self.queue and self.queue_from >= epochs:
+            raise ValueError(f"queue_from is {self.queue_from} and there are {epochs} epochs, so that the queue would never count; lower it, or set queue to 0")
+        if self.queue % dist.world_size():
+            raise ValueError(f"queue is {self.queue}, which {dist.world_size()} processes cannot share evenly; take a multiple")
         return Swapped(self, encoder, epochs, seed)
 
 

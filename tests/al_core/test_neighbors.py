@@ -11,7 +11,7 @@ import pytest
 
 import al_core.pool
 from al_core import neighbors as module
-from al_core.neighbors import FEW, Balls, Cloud, Few, Held, Index, Targets, neighbors
+from al_core.neighbors import COMPONENTS, Balls, Cloud, Held, Index, Projected, Targets, neighbors
 
 Doubles = npt.NDArray[np.float64]
 
@@ -136,10 +136,11 @@ def test_approximate_indexes_find_most_and_measure_exactly(index: Index) -> None
 
 
 @pytest.mark.parametrize("index", ["ivf", "hnsw"])
+@pytest.mark.parametrize("dim", [5, 80])
 @pytest.mark.parametrize("size", [2, 3, 40])
-def test_approximate_indexes_of_few_rows_are_exact(index: Index, size: int) -> None:
+def test_approximate_indexes_of_few_rows_are_exact(index: Index, size: int, dim: int) -> None:
     pytest.importorskip("faiss")
-    x = CLOUDS["gaussian"][:size].astype(np.float32)
+    x = np.random.default_rng(2).normal(size=(size, dim)).astype(np.float32)
     np.testing.assert_array_equal(neighbors(x, np.arange(size), size - 1, index=index)[0], by_definition(x, size - 1)[0])
 
 
@@ -150,35 +151,36 @@ def folded(n: int, dim: int) -> npt.NDArray[np.float32]:
     return (surface + 0.05 * rng.normal(size=(n, dim))).astype(np.float32)
 
 
-def test_an_index_looks_along_as_few_directions_as_find_the_neighbours() -> None:
-    """Every 33rd point is a probe; of each the 10 nearest by definition, against the 20 nearest along the directions taken and along the next fewer."""
+def test_an_index_looks_along_as_few_components_as_find_the_neighbours() -> None:
+    """Every 33rd point is a probe; of each the 10 nearest by definition, against the 20 nearest along the components taken and along the next fewer."""
     x = folded(2080, 300)
-    few = Few.of(Cloud(x, np.arange(len(x))), 10)
-    assert few.basis is not None
-    assert few.dim in FEW
-    np.testing.assert_allclose(few.basis.T @ few.basis, np.eye(few.dim), atol=1e-5)
+    projected = Projected.of(Cloud(x, np.arange(len(x))), 10)
+    assert projected.basis is not None
+    assert projected.dim in COMPONENTS
+    np.testing.assert_allclose(projected.basis.T @ projected.basis, np.eye(projected.dim), atol=1e-5)
 
     def nearest(points: npt.NDArray[Any], probe: int, k: int) -> set[int]:
-        return set(np.argsort(((points - points[probe]) ** 2).sum(axis=1))[: k + 1].tolist())
+        return set(np.argsort(((points - points[probe]) ** 2).sum(axis=1))[: k + 1].tolist()) - {probe}
 
     def share(size: int) -> float:
-        along = (x - x.mean(axis=0)) @ few.basis.numpy()[:, :size]  # type: ignore[union-attr]
-        return np.mean([len(nearest(along, probe, 20) & nearest(x, probe, 10)) / 11 for probe in range(0, 2080, 33)])  # type: ignore[return-value]
+        along = (x - x.mean(axis=0)) @ projected.basis.numpy()[:, :size]  # type: ignore[union-attr]
+        return np.mean([len(nearest(along, probe, 20) & nearest(x, probe, 10)) / 10 for probe in range(0, 2080, 33)])  # type: ignore[return-value]
 
-    assert share(few.dim) >= 0.99
-    assert few.dim == FEW[0] or share(FEW[FEW.index(few.dim) - 1]) < 0.99
+    assert share(projected.dim) >= 0.99
+    assert projected.dim == COMPONENTS[0] or share(COMPONENTS[COMPONENTS.index(projected.dim) - 1]) < 0.99
 
 
 def test_an_index_looks_along_all_where_none_lead() -> None:
     x = np.random.default_rng(0).normal(size=(1500, 300)).astype(np.float32)
-    assert Few.of(Cloud(x, np.arange(1500)), 10).basis is None
-    assert Few.of(Cloud(x[:, :63], np.arange(1500)), 10).dim == 63
+    assert Projected.of(Cloud(x, np.arange(1500)), 10).basis is None
+    assert Projected.of(Cloud(x[:, :63], np.arange(1500)), 10).dim == 63
 
 
 @pytest.mark.parametrize("index", ["ivf", "hnsw"])
 def test_along_few_directions_distances_are_still_those_of_all(index: Index) -> None:
     pytest.importorskip("faiss")
     x = folded(2080, 300)
+    assert Projected.of(Cloud(x, np.arange(2080)), 10).dim < 300
     found, squares = neighbors(x, np.arange(2080), 10, index=index)
     exact, _ = neighbors(x, np.arange(2080), 10)
     assert np.mean([len(np.intersect1d(one, other)) / 10 for one, other in zip(found, exact, strict=True)]) > 0.9

@@ -85,6 +85,7 @@ def test_what_was_gone_on_with_in_another_environment_is_mixed(elsewhere: Elsewh
     assert elsewhere.mixed(HERE) == mixed
 
 
+@pytest.mark.cuda
 @pytest.mark.gpu
 def test_cuda_is_noted_where_it_was_used() -> None:
     torch.zeros(1, device="cuda")

@@ -30,8 +30,11 @@ SMALL: dict[str, dict[str, Any]] = {  # parameters that take milliseconds
     "vicreg": {"projection": 7},
     "barlow-twins": {"projection": 7},
     "dino": {"prototypes": 11, "hidden": 10, "local_views": 2, "local_size": 4, "teacher_temperature": 0.07, "teacher_warmup_epochs": 4},
-    "swav": {"prototypes": 7, "projection": 5, "local_views": 2, "local_size": 4, "queue": 8, "queue_from": 1},
+    "swav": {"prototypes": 7, "projection": 5, "local_views": 2, "local_size": 4},
 }
+
+
+QUEUE: dict[str, Any] = {"queue": 8, "queue_from": 1}
 
 
 def encoder() -> Encoder:
@@ -218,7 +221,7 @@ def test_swav_is_its_formula() -> None:
 
 def test_swav_assigns_a_batch_with_the_images_before_it() -> None:
     """The queue of 8 holds all of the second batch and the last two of the first; it counts when it is full and an epoch is over."""
-    it, batches = objective("swav"), [views("swav", seed) for seed in range(4)]
+    it, batches = objective("swav", **QUEUE), [views("swav", seed) for seed in range(4)]
     assert isinstance(it, Swapped)
     prototypes = it.prototypes.weight.detach().double().numpy()
     scores = [[unit(z) @ prototypes.T for z in projected(it, x[:2]) + projected(it, x[2:])] for x in batches]
@@ -240,6 +243,11 @@ def test_swav_assigns_a_batch_with_the_images_before_it() -> None:
     it.share = 0.09
     assert it(batches[3]).item() == pytest.approx(by_formula(3, []), rel=1e-4)
     assert not it.queue.requires_grad
+
+
+def test_a_queue_that_would_never_count_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^queue_from is 15 and there are 10 epochs, so that the queue would never count; lower it, or set queue to 0$"):
+        objective("swav", queue=8)
 
 
 @pytest.mark.parametrize("name", METHODS)

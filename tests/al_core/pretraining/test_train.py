@@ -20,7 +20,7 @@ from al_core.pretraining.augment import Augment
 from al_core.pretraining.train import CollapseError, Epoch, Plan, Recipe, Training, along_cosine, optimizer_of, train
 from al_core.processes import ALONE, Processes
 
-from .test_objectives import SMALL
+from .test_objectives import QUEUE, SMALL
 
 CPU = torch.device("cpu")
 N = 20
@@ -354,12 +354,17 @@ SHARED: dict[str, Any] = {"epochs": 3, "batch_size": 8, "accumulate": 2}
 SHARED_METHODS = ("simclr", "mocov2", "swav")
 
 
+def shared_params(method: str) -> dict[str, Any]:
+    """Of the method, with memories of earlier batches."""
+    return {"params": SMALL[method] | (QUEUE if method == "swav" else {})}
+
+
 def shared(rank: int) -> dict[str, tuple[list[tuple[int, float, float]], dict[str, Tensor]]]:
     """Curves and weights of runs that two processes share; one of them is killed and resumed."""
     group = Processes(torch.distributed.group.WORLD)
     found = {}
     for method in SHARED_METHODS:
-        encoder, curve = pretrained(method, processes=group, **SHARED)
+        encoder, curve = pretrained(method, processes=group, **SHARED | shared_params(method))
         found[method] = plain(curve), encoder.state_dict()
     kept = Memory()
     pretrained("simclr", processes=group, store=kept, **SHARED | {"epochs": 3})
@@ -373,7 +378,7 @@ def shared(rank: int) -> dict[str, tuple[list[tuple[int, float, float]], dict[st
 def test_two_processes_train_as_one(two_processes: Callable[..., list[Any]]) -> None:
     halves = two_processes(shared)
     for method in SHARED_METHODS:
-        encoder, curve = pretrained(method, **SHARED)
+        encoder, curve = pretrained(method, **SHARED | shared_params(method))
         for losses, weights in (half[method] for half in halves):
             assert [each[0] for each in losses] == [1, 2, 3]
             assert [each[1] for each in losses] == pytest.approx([each.loss for each in curve], rel=2e-3)
