@@ -539,9 +539,10 @@ def squared_distances(cloud: Doubles | Cloud, point: Rows, targets: Doubles | Cl
     def measured(part: slice) -> Doubles:
         return squared_length(cloud[point[part]] - targets[target[part]])
 
-    if len(parts) < 2:
+    workers = min(len(parts), torch.get_num_threads())
+    if workers < 2:
         return np.concatenate([np.empty(0), *map(measured, parts)])
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # NumPy lets go of the interpreter's lock
+    with ThreadPoolExecutor(workers) as threads:  # NumPy lets go of the interpreter's lock
         return np.concatenate(list(threads.map(measured, parts)))
 
 

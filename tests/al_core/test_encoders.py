@@ -217,8 +217,10 @@ def moved_weights(encoder: Encoder) -> Encoder:
     return encoder.eval()
 
 
-@pytest.mark.parametrize("size", [32, 48, 64, 96])
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224"])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [*(("vit_tiny_patch16_224", size) for size in (32, 48, 64, 96)), ("deit_tiny_distilled_patch16_224", 32), ("deit3_small_patch16_224", 96)],
+)
 def test_a_vit_takes_other_sizes_as_timms_does(name: str, size: int) -> None:
     """timm resamples where tokens stand with torch's bicubic interpolation, which has no deterministic gradient on CUDA."""
     import timm
@@ -234,8 +236,7 @@ def test_a_vit_takes_other_sizes_as_timms_does(name: str, size: int) -> None:
     torch.testing.assert_close(encoder.body.pos_embed.grad, timms.pos_embed.grad, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [64, 96, 224])
-@pytest.mark.parametrize("name", ["alexnet", "vgg11"])
+@pytest.mark.parametrize(("name", "size"), [("alexnet", 96), ("alexnet", 224), ("vgg11", 96)])
 def test_vgg_and_alexnet_pool_as_torchvisions_do(name: str, size: int) -> None:
     from torchvision import models
 
