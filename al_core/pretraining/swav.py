@@ -29,7 +29,7 @@ class SwAV:
     iterations: int = field(default=3, metadata={"meaning": "of Sinkhorn's algorithm, which evens out the use of prototypes"})
     projection: int = field(default=128, metadata={"meaning": "length of what is compared with prototypes"})
     queue: int = field(default=0, metadata={"meaning": "earlier images assigned with a batch; the paper has 3840 for batches of 256, and 0 for large ones"})
-    queue_from: int = field(default=15, metadata={"meaning": "first epochs without the queue"})
+    queue_from: int = field(default=15, metadata={"meaning": "first epochs without the queue; fewer than there are"})
     frozen_epochs: int = field(default=1, metadata={"meaning": "first epochs in which prototypes stay as they are"})
     local_views: int = field(default=6, metadata={"meaning": "small crops of each image, beside the two large ones"})
     local_size: int | None = field(default=None, metadata={"meaning": "pixels of a small crop's side; null: 3/7 of a large one's"})
