@@ -208,8 +208,8 @@ def test_what_does_not_come_again_is_refused() -> None:
         torch.zeros(4).put_(torch.tensor([1, 1]), torch.tensor([2.0, 3.0]))
 
 
-def moved_weights(encoder: Encoder) -> Encoder:
-    """In evaluation, with weights at random, so that where tokens stand counts."""
+def with_random_weights(encoder: Encoder) -> Encoder:
+    """In evaluation, with all weights drawn anew, those of positions too, so that where tokens stand counts."""
     with torch.random.fork_rng([]):
         torch.manual_seed(1)
         for parameter in encoder.parameters():
@@ -225,7 +225,7 @@ def test_a_vit_takes_other_sizes_as_timms_does(name: str, size: int) -> None:
     """timm resamples where tokens stand with torch's bicubic interpolation, which has no deterministic gradient on CUDA."""
     import timm
 
-    encoder = moved_weights(build(f"timm/{name}", 0, image_size=64))
+    encoder = with_random_weights(build(f"timm/{name}", 0, image_size=64))
     timms = timm.create_model(name, num_classes=0, img_size=64, dynamic_img_size=True).eval()
     timms.load_state_dict(encoder.body.state_dict())
     images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))

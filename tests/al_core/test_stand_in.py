@@ -15,7 +15,7 @@ pytestmark = pytest.mark.gpu
 @pytest.fixture(autouse=True)
 def there(stand_in: ModuleType | None) -> None:
     if stand_in is None:
-        pytest.skip("about the stand-in")
+        pytest.skip("about the stand-in, which is there with --stand-in alone")
 
 
 def test_two_devices_do_not_mix_but_for_numbers_and_indices(gpu: str) -> None:
