@@ -8,9 +8,10 @@ that come into question as picks are read by all.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -121,3 +122,21 @@ class Processes:
 
 
 ALONE = Processes()
+
+
+@contextmanager
+def grouped(backend: str | None = None, **how: Any) -> Iterator[ProcessGroup]:
+    """torch.distributed's default group for a block, and its end, with its threads, as soon as nothing outside holds it.
+
+    A group that lives on to the end of the process may kill it there, after all work is done: one of its threads then waits for the interpreter in vain.
+
+    Args:
+        backend, how: as `torch.distributed.init_process_group` takes them.
+    """
+    import torch.distributed.nn  # before there is a group: its functions' defaults would keep the group of the moment for good
+
+    torch.distributed.init_process_group(backend, **how)
+    try:
+        yield torch.distributed.group.WORLD  # type: ignore[misc]  # there is one now
+    finally:
+        torch.distributed.destroy_process_group()

@@ -63,18 +63,17 @@ def launched(function: Callable[..., Result], arguments: tuple[Any, ...], launch
 def member(function: Callable[..., Result], arguments: tuple[Any, ...]) -> tuple[Result | None, list[Description]] | None:
     """Run the function as one process of the group; what it gives counts in the first of a node, and is not sent from the others."""
     die_with_parent()
-    import torch.distributed
+    import torch
     from torch.distributed.elastic.multiprocessing.errors import record
+
+    from al_core.processes import grouped
 
     local = int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():
         torch.cuda.set_device(local)
-    torch.distributed.init_process_group()
-    try:
+    with grouped():
         result = record(function)(*arguments)
         environments = processes().gathered(environment.describe())  # after the function, which has used a GPU by now or never does
-    finally:
-        torch.distributed.destroy_process_group()
     return (result, environments) if local == 0 else None
 
 

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 
 import al_core
 from al_core import registry
+from al_core.processes import grouped
 from tasks import artifacts
 from tasks.artifacts import column
 from tasks.errors import ArtifactError, ParamsError
@@ -94,16 +95,13 @@ def launched(device: str) -> Iterator[Launch]:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield Launch(None, device, True)
         return
-    import torch.distributed
+    import torch
 
-    torch.distributed.init_process_group("gloo")
-    if os.environ.get("OMP_NUM_THREADS") == "1":  # torchrun says so, whatever the machine
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])))
-    try:
+    with grouped("gloo") as group:
+        if os.environ.get("OMP_NUM_THREADS") == "1":  # torchrun says so, whatever the machine
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])))
         own = f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" else device
-        yield Launch(torch.distributed.group.WORLD, own, torch.distributed.get_rank() == 0)
-    finally:
-        torch.distributed.destroy_process_group()
+        yield Launch(group, own, group.rank() == 0)
 
 
 def load_array(path: Path) -> npt.NDArray[Any]:

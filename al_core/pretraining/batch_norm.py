@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+import weakref
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -66,9 +67,7 @@ class Synchronised(_BatchNorm):
 
     def shared(self, values: Tensor) -> Tensor:
         """Mean over the processes."""
-        from torch.distributed.nn.functional import all_reduce
-
-        mean: Tensor = all_reduce(values.contiguous(), group=self.group) / self.group.size()  # type: ignore[no-untyped-call]
+        mean: Tensor = Summed.apply(values, weakref.ref(self.group)) / self.group.size()
         return mean
 
     @torch.no_grad()
@@ -80,3 +79,25 @@ class Synchronised(_BatchNorm):
         share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, share)
         self.running_var.lerp_(variance * count / (count - 1), share)
+
+
+class Summed(torch.autograd.Function):
+    """Sum over the processes of a group, of values and of gradients.
+
+    A thread of the group keeps the sum, and with it the graph that made it, for a moment after all have it. The graph therefore must not own the group:
+    a group that is destroyed in this moment would wait for its thread to end and the thread for the interpreter, which kills the process at exit. torch's
+    `torch.distributed.nn.functional.all_reduce` owns it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, group: weakref.ref[ProcessGroup]) -> Tensor:
+        """(...) -> (...)"""
+        ctx.group = group
+        total = values.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total, group=group())
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """(...) -> (...)"""
+        return Summed.apply(gradients[0], ctx.group), None

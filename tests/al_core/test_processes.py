@@ -20,7 +20,7 @@ from al_core import Pool, Selection, select, softmax
 from al_core.farthest import FarthestFirst
 from al_core.methods import methods, uncertainty
 from al_core.points import Points
-from al_core.processes import ALONE, Processes
+from al_core.processes import ALONE, Processes, grouped
 
 BUDGET = 40
 SIGNALS = ("embeddings", "logits", "mc_probs", "predicted_loss", "discriminator")
@@ -91,9 +91,8 @@ def in_a_group(work: Callable[..., None], processes: int, folder: Path, *argumen
 
 def join(rank: int, work: Callable[..., None], processes: int, meeting: Path, arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=processes, timeout=timedelta(seconds=120))
-    work(rank, torch.distributed.group.WORLD, *arguments)
-    torch.distributed.destroy_process_group()
+    with grouped("gloo", init_method=f"file://{meeting}", rank=rank, world_size=processes, timeout=timedelta(seconds=120)) as group:
+        work(rank, group, *arguments)
 
 
 def select_all(rank: int, group: torch.distributed.ProcessGroup, folder: Path, few: Path, out: Path) -> None:

@@ -5,20 +5,26 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from al_core.processes import grouped
+
 
 def member(rank: int, meet: str, work: Callable[..., Any], arguments: tuple[Any, ...], results: str) -> None:
     """One process: join the group, work, and leave what came of it in a file."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=2, timeout=timedelta(seconds=120))
-    try:
+    with grouped("gloo", init_method=f"file://{meet}", rank=rank, world_size=2, timeout=timedelta(seconds=120)):
         torch.save(work(rank, *arguments), f"{results}.{rank}")
-    finally:
-        torch.distributed.destroy_process_group()
+    assert not group_threads(), "the group outlived its end, and a thread of it may kill the process as it exits"
+
+
+def group_threads() -> list[str]:
+    """Threads of gloo's groups in this process."""
+    return [name for task in Path("/proc/self/task").glob("*/comm") if "gloo" in (name := task.read_text("utf-8"))]
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from al_core.pretraining.batch_norm import Synchronised, synchronised
+from al_core.processes import grouped
+from tests.al_core.pretraining.conftest import group_threads
 
 CPU = torch.device("cpu")
+ALONE: dict[str, Any] = {"init_method": "tcp://127.0.0.1:0?rank=0&world_size=1"}
 
 
 def network() -> nn.Sequential:
@@ -65,6 +68,14 @@ def test_two_processes_learn_as_one(shares: list[tuple[list[dict[str, Tensor]], 
         assert torch.allclose(together, value.double(), rtol=10 * tolerance, atol=tolerance), key
 
 
+def test_a_graph_does_not_keep_its_group() -> None:
+    with grouped("gloo", **ALONE) as group:
+        out = synchronised(network(), group, CPU)(images(0))
+        assert group_threads() and out.requires_grad
+        del group
+    assert not group_threads(), "a thread of the group may be the last to hold the graph, and cannot wait for itself to end"
+
+
 def test_alone_nothing_is_replaced() -> None:
     it = network()
     assert isinstance(synchronised(it, None, CPU)[1], nn.BatchNorm2d)
@@ -79,9 +90,5 @@ def test_in_evaluation_it_is_torchs() -> None:
 @pytest.mark.cuda
 @pytest.mark.gpu
 def test_on_a_gpu_they_are_torchs() -> None:
-    torch.distributed.init_process_group(init_method="tcp://127.0.0.1:29511", rank=0, world_size=1)
-    try:
-        it = synchronised(network(), torch.distributed.group.WORLD, torch.device("cuda"))
-        assert isinstance(it[1], nn.SyncBatchNorm)
-    finally:
-        torch.distributed.destroy_process_group()
+    with grouped(**ALONE) as group:
+        assert isinstance(synchronised(network(), group, torch.device("cuda"))[1], nn.SyncBatchNorm)
