@@ -50,9 +50,14 @@ def objective(name: str, **changes: Any) -> Objective:
 
 
 def views(name: str, seed: int = 0, size: int = B) -> list[Tensor]:
+    """Noise, of a colour for each image: after pooling, noise alone would differ too little for a gradient to be more than rounding."""
     kinds = build(name, SMALL[name]).views(SIZE, 0.3, Augment())
     rng = np.random.default_rng(seed)
-    return [torch.from_numpy(rng.random((size, 3, each.size, each.size), dtype=np.float32)) for each in kinds for _ in range(each.count)]
+    made = []
+    for each in (kind for kind in kinds for _ in range(kind.count)):
+        colour = rng.random((size, 3, 1, 1), dtype=np.float32)
+        made.append(torch.from_numpy(colour * rng.random((size, 3, each.size, each.size), dtype=np.float32)))
+    return made
 
 
 def projected(it: Any, x: list[Tensor]) -> list[Array]:
@@ -359,6 +364,7 @@ def test_two_processes_have_the_loss_the_gradient_and_the_memory_of_one(name: st
     loss, gradients, state = after_two_batches(name, slice(None))
     assert np.mean([share[name][0] for share in shares]) == pytest.approx(loss, rel=1e-5)
     largest = max(float(gradient.abs().max()) for gradient in gradients.values())
+    assert largest > 1e-3, "zeros would prove nothing"
     for key, gradient in gradients.items():
         mean = torch.stack([share[name][1][key] for share in shares]).mean(dim=0)
         assert torch.allclose(mean, gradient, rtol=1e-3, atol=3e-5 * largest), key
