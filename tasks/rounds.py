@@ -20,7 +20,7 @@ from tasks.artifacts import Answers, IngestReport, Labels, Manifest, PreviousLab
 from tasks.code_version import code_version
 from tasks.errors import AnswersError, ArtifactError, ParamsError, RondoError, WorkspaceError
 from tasks.params import Embed, Params, Pretrain, Retrain, Section, SignalName
-from tasks.pretrain import CHECKPOINT
+from tasks.pretrain import CHECKPOINT, chosen
 from tasks.signals import check_without_model
 from tasks.stage import AFTER_ANSWERS, BEFORE_ANSWERS, POOL_STAGES, pipeline
 from tasks.weights import settle_weights
@@ -258,11 +258,18 @@ def settle_pretrain(params: Pretrain) -> Pretrain:
     if params.method == "none":
         return params
     from al_core.pretraining import build
+    from al_core.pretraining.train import Recipe
 
+    processes = params.launch.processes * params.launch.nodes
     try:
         method = build(params.method, params.objective)
+        method.check(epochs=params.epochs, processes=processes)
     except ValueError as error:
         raise ParamsError(f"pretrain.objective: {error}") from error
+    try:
+        Recipe(**chosen(Recipe, params)).check(processes)
+    except ValueError as error:
+        raise ParamsError(str(error)) from error
     return params.model_copy(update={"objective": dict(vars(method))})
 
 

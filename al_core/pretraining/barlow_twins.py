@@ -12,12 +12,12 @@ from torch import Tensor
 
 from al_core.encoders import Encoder
 from al_core.pretraining.augment import Augment, Views
-from al_core.pretraining.objective import Objective, at_once, full_precision, of_all_processes, require, require_above_0, two_kinds
+from al_core.pretraining.objective import Method, Objective, at_once, full_precision, of_all_processes, require, require_above_0, two_kinds
 from al_core.seeds import seeded
 
 
 @dataclass(frozen=True)
-class BarlowTwins:
+class BarlowTwins(Method):
     """Redundancy reduction between the dimensions of two views."""
 
     redundancy: float = field(default=0.005, metadata={"meaning": "weight of correlations between different dimensions"})

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from al_core.encoders import Encoder
 from al_core.pretraining.augment import Augment, Views
-from al_core.pretraining.objective import Objective, at_once, full_precision, local_views, require, require_above_0, require_share, two_kinds
+from al_core.pretraining.objective import Method, Objective, at_once, full_precision, local_views, require, require_above_0, require_share, two_kinds
 from al_core.seeds import seeded
 
 
 @dataclass(frozen=True)
-class DINO:
+class DINO(Method):
     """Self-distillation: a centred and sharpened teacher against collapse."""
 
     prototypes: int = field(default=65_536, metadata={"meaning": "length of what is compared"})

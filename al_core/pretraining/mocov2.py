@@ -17,12 +17,12 @@ from torch.nn.functional import cross_entropy, normalize
 
 from al_core.encoders import Encoder
 from al_core.pretraining.augment import Augment, Views
-from al_core.pretraining.objective import Objective, enter, full_precision, of_all_processes, require, require_above_0, require_share
+from al_core.pretraining.objective import Method, Objective, enter, full_precision, of_all_processes, require, require_above_0, require_share
 from al_core.seeds import seeded
 
 
 @dataclass(frozen=True)
-class MoCoV2:
+class MoCoV2(Method):
     """Contrasts a view with the other view of its image and a queue of views of earlier batches."""
 
     temperature: float = field(default=0.2, metadata={"meaning": "divides the cosines; lower = harder negatives"})

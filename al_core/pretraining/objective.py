@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +51,11 @@ class Objective(nn.Module):
         """Called when the weights have been moved."""
 
 
-class Method(Protocol):
+class Method:
     """A self-supervised method: its fields are its parameters."""
+
+    def check(self, *, epochs: int, processes: int) -> None:
+        """Raise ValueError on parameters with which a run of so many epochs, by so many processes, would not do what they ask for."""
 
     def views(self, size: int, min_crop: float, augment: Augment) -> list[Views]:
         """What it is shown of each image.
@@ -63,11 +65,15 @@ class Method(Protocol):
             min_crop: smallest share of the image that a crop keeps.
             augment: how views differ beside the crop.
         """
-        ...
+        raise NotImplementedError(type(self))
 
     def over(self, encoder: Encoder, *, epochs: int, seed: int) -> Objective:
-        """The method over an encoder, its heads made from the seed, to be trained for so many epochs."""
-        ...
+        """The method over an encoder, its heads made from the seed, to be trained for so many epochs.
+
+        Raises:
+            ValueError: see `check`.
+        """
+        raise NotImplementedError(type(self))
 
 
 def require(least: float, **values: float) -> None:

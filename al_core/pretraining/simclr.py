@@ -12,12 +12,12 @@ from torch import Tensor
 
 from al_core.encoders import Encoder
 from al_core.pretraining.augment import Augment, Views
-from al_core.pretraining.objective import Objective, at_once, full_precision, of_all_processes, require, require_above_0
+from al_core.pretraining.objective import Method, Objective, at_once, full_precision, of_all_processes, require, require_above_0
 from al_core.seeds import seeded
 
 
 @dataclass(frozen=True)
-class SimCLR:
+class SimCLR(Method):
     """Contrasts two views of an image with those of all other images of the batch."""
 
     temperature: float = field(default=0.5, metadata={"meaning": "divides the cosines; lower = harder negatives"})

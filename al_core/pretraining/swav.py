@@ -15,12 +15,12 @@ from torch.nn.functional import normalize
 
 from al_core.encoders import Encoder
 from al_core.pretraining.augment import Augment, Views
-from al_core.pretraining.objective import Objective, at_once, enter, full_precision, local_views, of_all_processes, require, require_above_0
+from al_core.pretraining.objective import Method, Objective, at_once, enter, full_precision, local_views, of_all_processes, require, require_above_0
 from al_core.seeds import seeded
 
 
 @dataclass(frozen=True)
-class SwAV:
+class SwAV(Method):
     """Swapped assignments of views to prototypes."""
 
     prototypes: int = field(default=3000, metadata={"meaning": "how many there are; some three to ten times the classes that are expected"})
@@ -40,22 +40,22 @@ class SwAV:
         require(0, queue=self.queue, queue_from=self.queue_from, frozen_epochs=self.frozen_epochs, local_views=self.local_views)
         require_above_0(temperature=self.temperature, epsilon=self.epsilon, local_size=self.local_size or 1)
 
+    def check(self, *, epochs: int, processes: int) -> None:
+        """See `Method`: a queue that would never count, or that processes cannot share."""
+        if self.queue and self.queue_from >= epochs:
+            raise ValueError(f"queue_from is {self.queue_from} and there are {epochs} epochs, so that the queue would never count; lower it, or set queue to 0")
+        if self.queue % processes:
+            raise ValueError(f"queue is {self.queue}, which {processes} processes cannot share evenly; take a multiple")
+
     def views(self, size: int, min_crop: float, augment: Augment) -> list[Views]:
         """Two large ones and small ones."""
         return [Views(size, (min_crop, 1.0), augment, 2), *local_views(self.local_views, self.local_size, size, min_crop, augment)]
 
     def over(self, encoder: Encoder, *, epochs: int, seed: int) -> Objective:
-        """See `Method`.
-
-        Raises:
-            ValueError: a queue that would never count, or that processes cannot share.
-        """
+        """See `Method`."""
         from lightly.utils import dist
 
-        if self.queue and self.queue_from >= epochs:
-            raise ValueError(f"queue_from is {self.queue_from} and there are {epochs} epochs, so that the queue would never count; lower it, or set queue to 0")
-        if self.queue % dist.world_size():
-            raise ValueError(f"queue is {self.queue}, which {dist.world_size()} processes cannot share evenly; take a multiple")
+        self.check(epochs=epochs, processes=dist.world_size())
         return Swapped(self, encoder, epochs, seed)
 
 

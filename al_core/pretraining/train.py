@@ -47,6 +47,14 @@ class Recipe:
     compile: bool = False  # by torch.compile
     threads: int = 1  # of the CPU: gradients are summed in as many parts, so that another number gives other last bits
 
+    def check(self, processes: int) -> None:
+        """Raise ValueError where so many processes cannot share a batch."""
+        if self.batch_size % (self.accumulate * processes):
+            raise ValueError(
+                f"pretrain.batch_size is {self.batch_size}, which {self.accumulate} parts (pretrain.accumulate) of {processes} processes "
+                f"(pretrain.launch) cannot share evenly; make it a multiple of {self.accumulate * processes}"
+            )
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -172,11 +180,7 @@ class Plan:
         least = 2 * recipe.accumulate * processes.count  # batch norm takes two
         if images < least:
             raise ValueError(f"pretraining got {images} images and takes at least {least}; give more, or set pretrain.method to none")
-        if recipe.batch_size % (recipe.accumulate * processes.count):
-            raise ValueError(
-                f"pretrain.batch_size is {recipe.batch_size}, which {recipe.accumulate} parts (pretrain.accumulate) of {processes.count} processes "
-                f"(pretrain.launch) cannot share evenly; make it a multiple of {recipe.accumulate * processes.count}"
-            )
+        recipe.check(processes.count)
         size = min(recipe.batch_size, images)
         part = size // (recipe.accumulate * processes.count) * processes.count
         steps = images // (part * recipe.accumulate)

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from al_core.encoders import Encoder
 from al_core.pretraining.augment import Augment, Views
-from al_core.pretraining.objective import Objective, at_once, full_precision, of_all_processes, require, two_kinds
+from al_core.pretraining.objective import Method, Objective, at_once, full_precision, of_all_processes, require, two_kinds
 from al_core.seeds import seeded
 
 
 @dataclass(frozen=True)
-class VICReg:
+class VICReg(Method):
     """Variance, invariance and covariance of an expanded embedding."""
 
     invariance: float = field(default=25.0, metadata={"meaning": "weight of the distance between two views of an image"})
