@@ -393,7 +393,7 @@ def refuse_dirty(workspace: Workspace, besides: Sequence[str] = ()) -> None:
         )
 
 
-def uncommitted(workspace: Workspace, besides: Sequence[str]) -> list[str]:
+def uncommitted(workspace: Workspace, besides: Sequence[str] = ()) -> list[str]:
     """What is not committed, as `git status` prints it, but for some files and folders."""
     changes = [(line, line[3:].strip('"')) for line in git.changes(workspace.root)]
     lines = [line for line, path in changes if not any(path == each or path.startswith(f"{each}/") for each in besides)]
@@ -413,6 +413,7 @@ def drop(workspace: Workspace) -> str:
     if (workspace.root / f"{this.answers}.dvc").exists() or any((workspace.root / this.answers).glob("*")):
         raise WorkspaceError(f"{this.answers} holds answers for {this.name}; finish the round (`rondo run`), or move them away first")
     remove(workspace, this.folder)
+    Failure.forget(workspace)
     git.commit(workspace.root, [this.folder], f"Drop {this.name}")
     return this.name
 
@@ -487,10 +488,45 @@ def run_stage(this: Round, stage: str, on_line: OnLine | None = None) -> bool:
         keep_answers(this)
     fetch_made(this, stage, on_line)
     dvc.fetch_missing(this.root, inputs(this, stage), on_line)
-    dvc.repro(this.root, this.folder, stage, on_line=on_line)
+    try:
+        dvc.repro(this.root, this.folder, stage, on_line=on_line)
+    except WorkspaceError as error:
+        Failure(this.name, stage, str(error)).note(Workspace(this.root))
+        raise
+    Failure.forget(Workspace(this.root))
     if stage == "pretrain":
         (this.path / CHECKPOINT).unlink(missing_ok=True)  # not before DVC has the encoder
     return this.lock.get(stage) != before
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The stage that failed when stages last ran in this clone, for those who come later."""
+
+    name: str  # of the pool or round
+    stage: str
+    error: str
+
+    def note(self, workspace: Workspace) -> None:
+        """Keep it until a stage succeeds."""
+        workspace.private.mkdir(exist_ok=True)
+        self.path(workspace).write_text(json.dumps(vars(self)), "utf-8")
+
+    @staticmethod
+    def path(workspace: Workspace) -> Path:
+        """Where it is kept."""
+        return workspace.private / "failed.json"
+
+    @classmethod
+    def forget(cls, workspace: Workspace) -> None:
+        """It is over."""
+        cls.path(workspace).unlink(missing_ok=True)
+
+    @classmethod
+    def last(cls, workspace: Workspace) -> Failure | None:
+        """The one that is kept."""
+        path = cls.path(workspace)
+        return cls(**json.loads(path.read_text("utf-8"))) if path.exists() else None
 
 
 def fetch_made(this: Round, stage: str, on_line: OnLine | None) -> None:
@@ -727,11 +763,11 @@ def why_spent(workspace: Workspace) -> str | None:
     """Why no further round can be opened, or None if one can."""
     params = workspace.params
     if remaining(workspace, params) == 0:
-        return f"all {params.programme.budget} labels of the programme are bought"
+        return f"all {params.programme.budget} labels of the programme are bought (for more, raise programme.budget in params.yaml and commit it)"
     rounds, pools = workspace.all("rounds"), workspace.all("pools")
     before = rounds[-1] if rounds else pools[-1]
     if unlabelled(pools[-1], before) == 0:
-        return "every image of the pool has an answer"
+        return "every image of the pool has an answer (for more, add images to the source and `rondo open --new-pool`)"
     return None
 
 

@@ -8,7 +8,8 @@ from rich.text import Text
 
 from tasks.artifacts import Estimate, IngestReport, Metrics
 from tasks.errors import ArtifactError, WorkspaceError
-from tasks.rounds import open_state, remaining, unfinished, why_spent
+from tasks.retrain import doubted
+from tasks.rounds import Failure, open_state, remaining, uncommitted, unfinished, why_spent
 from tasks.workspace import Round, Workspace
 
 
@@ -22,7 +23,8 @@ def render(workspace: Workspace) -> Group:
         table.add_column(heading, justify="right" if heading == "labels" else "left", no_wrap=not words, overflow="fold")
     for this in workspace.all("rounds"):
         table.add_row(this.name, *round_cells(this, this.name in closed))
-    return Group(Text(str(workspace.root), "bold"), *pools, *([table] if table.rows else []), Text(f"next: {what_next(workspace)}"))
+    warnings = [Text(line, "yellow") for line in (doubt(workspace), failure(workspace)) if line]
+    return Group(Text(str(workspace.root), "bold"), *pools, *([table] if table.rows else []), *warnings, Text(f"next: {what_next(workspace)}"))
 
 
 def pool_line(pool: Round, closed: bool) -> str:
@@ -47,6 +49,23 @@ def interval(estimate: Estimate | None) -> str:
     return f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]" if estimate else "-"
 
 
+def doubt(workspace: Workspace) -> str | None:
+    """What is wrong with the newest model's probabilities."""
+    trained = [each for each in workspace.all("rounds") if (each.path / "metrics.json").exists()]
+    if not trained:
+        return None
+    params, metrics = trained[-1].params, Metrics.load(trained[-1].path / "metrics.json")
+    text = doubted(metrics, len(params.classes or []), params.retrain)
+    return text and f"{trained[-1].name}: {text}"
+
+
+def failure(workspace: Workspace) -> str | None:
+    """What the last run failed with, where that stage is still to run."""
+    last = Failure.last(workspace)
+    still = last and any(each.name == last.name and last.stage in each.unrun for each in workspace.all("pools") + workspace.all("rounds"))
+    return f"the last run failed: {last.error}" if last and still else None
+
+
 def what_next(workspace: Workspace) -> str:
     """One sentence on what to do or what the next cycle does."""
     try:
@@ -57,7 +76,7 @@ def what_next(workspace: Workspace) -> str:
         text = open_state(going_on[-1], long=True)
         return text if text.startswith(going_on[-1].name) else f"{going_on[-1].name}: {text}"
     if not workspace.all("pools"):
-        return "`rondo cycle` takes in the source, trains an encoder and opens the first round"
+        return f"{commit_first(workspace)}`rondo cycle` takes in the source, trains an encoder and opens the first round"
     try:
         spent = why_spent(workspace)
     except ArtifactError as error:
@@ -65,4 +84,10 @@ def what_next(workspace: Workspace) -> str:
     if spent:
         return f"nothing: {spent}"
     left = remaining(workspace, workspace.params)
-    return "`rondo cycle` opens the next round" + (f" ({left} labels left to buy)" if left is not None else "")
+    return f"{commit_first(workspace)}`rondo cycle` opens the next round" + (f" ({left} labels left to buy)" if left is not None else "")
+
+
+def commit_first(workspace: Workspace) -> str:
+    """What stands in the way of opening anything; empty if nothing does."""
+    dirty = [line[3:] for line in uncommitted(workspace)]
+    return f"commit or undo {', '.join(dirty[:5])}{', ...' if len(dirty) > 5 else ''}; then " if dirty else ""

@@ -8,6 +8,7 @@ from tasks.artifacts import Metrics
 from tasks.report.facts import Facts, change, method_of
 from tasks.report.layout import count_images, pairs, percent
 from tasks.report.markup import Child, Html, element, join
+from tasks.retrain import doubted
 
 
 def headline(facts: Facts) -> Html:
@@ -22,12 +23,14 @@ def headline(facts: Facts) -> Html:
 
 
 def sentences(facts: Facts) -> Iterator[Html]:
-    """Labels, accuracy, control arm."""
+    """Labels, accuracy and what speaks against the model, control arm."""
     yield bought(facts)
     if facts.metrics is None:
         yield Html("This round's model is not trained yet.")
     else:
         yield accuracy(facts, facts.metrics)
+        if doubt := doubted(facts.metrics, len(facts.classes), facts.params.retrain):
+            yield join(element("strong", "Beware"), f": {doubt}.")
         yield from control(facts, facts.metrics)
 
 
