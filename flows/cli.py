@@ -283,9 +283,11 @@ def cycle(
     rounds: Annotated[int | None, typer.Option(min=1, help="Close at most this many rounds; default: until people or the budget stop it.")] = None,
 ) -> None:
     """Advance the workspace as far as it can go, as a Prefect flow (on an embedded server unless PREFECT_API_URL names one)."""
+    from tasks.rounds import check_ahead
     from tasks.workspace import Workspace
 
     found = Workspace.find(workspace)
+    check_ahead(found)
     servers_at_home(found)
     from flows.cycle import cycle as flow
 
@@ -304,7 +306,7 @@ def cycle(
 
 @app.command()
 def methods(name: Annotated[str | None, typer.Argument(help="Method; all of them, in a table, if left out.")] = None) -> None:
-    """List the acquisition methods, or show what one does, needs and costs."""
+    """List the acquisition methods, or show what one does, reads and costs."""
     from rich.console import Console
 
     from tasks.method_cards import card, table

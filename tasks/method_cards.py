@@ -11,9 +11,9 @@ from tasks.errors import ParamsError
 
 
 def table() -> Table:
-    """Name, family, needs and use of every method."""
+    """Name, family, what it reads and use of every method."""
     shown = Table(title="acquisition methods", title_justify="left", caption="rondo methods NAME shows one in full")
-    for heading in ("name", "family", "needs", "when to use it"):
+    for heading in ("name", "family", "reads", "when to use it"):
         shown.add_column(heading)
     for each in registry.methods():
         shown.add_row(each.name, each.family, ", ".join(each.needs) or "-", each.when)
@@ -33,7 +33,7 @@ def card(name: str) -> Group:
     about = Table(title=f"{it.name}: {it.summary}", title_justify="left", show_header=False)
     for label, text in (
         ("family", it.family),
-        ("needs", ", ".join(it.needs) or "no signal"),
+        ("reads", ", ".join(it.needs) or "no signal"),
         ("score", it.direction),
         ("when", it.when),
         ("time", it.complexity),

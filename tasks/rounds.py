@@ -56,7 +56,7 @@ def open_pool(workspace: Workspace) -> Round:
         raise WorkspaceError(
             f"{pools[-1].name} is not finished yet; `rondo cycle` or `rondo open` finishes it, `rondo open --again --new-pool` drops it and makes it anew"
         )
-    check_ahead(workspace.params, first=not workspace.all("rounds"))
+    check_ahead(workspace)
     pool = Round(workspace.root, f"p{len(pools) + 1:03}")
     previous = f"../{pools[-1].name}" if pools else None
     encoder = "encoder.safetensors"
@@ -66,21 +66,21 @@ def open_pool(workspace: Workspace) -> Round:
     return pool
 
 
-def check_ahead(params: Params, *, first: bool) -> None:
-    """Raise on what would keep the first round over a pool from being opened, before days go into the pool.
-
-    Args:
-        params: of the workspace.
-        first: whether that round is the first of all.
+def check_ahead(workspace: Workspace) -> None:
+    """Raise on what would keep the next round from being opened, before a server starts for it, or days go into its pool; nothing if one is open.
 
     Raises:
-        ParamsError: a method or a training that does not exist, a first round in vain, or one that would need a model.
+        ParamsError: params that cannot be read, a method or a training that does not exist, a first round in vain, or one that would need a model.
+        WorkspaceError: tags are missing.
     """
+    if unfinished(workspace):
+        return
+    params = workspace.params
     method = settle_method(params.acquire.method, "acquire.method")
     if params.acquire.cold_start is not None:
         settle_method(params.acquire.cold_start, "acquire.cold_start", cold=True)
     check_retrain(params.retrain)
-    if first:
+    if not workspace.all("rounds"):
         cold_method(method, params)
         check_without_model(params.embed.signals)
 
@@ -255,10 +255,17 @@ def fetch_tables(workspace: Workspace) -> None:
 
 def settle_pretrain(params: Pretrain) -> Pretrain:
     """The section checked, with every parameter of its method explicit."""
+    from al_core import encoders
+
+    try:
+        encoder = encoders.build(params.encoder, seed=0, image_size=params.image_size, stem=params.stem)
+    except (ValueError, ImportError) as error:
+        raise ParamsError(f"pretrain: {error}") from error
     if params.method == "none":
         return params
     from al_core.pretraining import build
-    from al_core.pretraining.train import Recipe
+    from al_core.pretraining.augment import Augment
+    from al_core.pretraining.train import Recipe, check_views
 
     processes = params.launch.processes * params.launch.nodes
     try:
@@ -268,6 +275,7 @@ def settle_pretrain(params: Pretrain) -> Pretrain:
         raise ParamsError(f"pretrain.objective: {error}") from error
     try:
         Recipe(**chosen(Recipe, params)).check(processes)
+        check_views(encoder, method.views(params.image_size, params.min_crop, Augment(**chosen(Augment, params))))
     except ValueError as error:
         raise ParamsError(str(error)) from error
     return params.model_copy(update={"objective": dict(vars(method))})

@@ -156,9 +156,12 @@ def select(method: str, pool: al_core.Pool, budget: int, seed: int, params: Mapp
     """The picks.
 
     Raises:
-        ParamsError: what `al_core.select` refuses.
+        ParamsError: what `al_core.select` refuses, or a file that the method reads is not given.
     """
     try:
+        for need in registry.needs(registry.build(method, params)):
+            if need not in pool.signals:
+                raise ParamsError(f"{method} reads {need}: give --{need.replace('_', '-')} (`rondo select --help` says what each file holds)")
         return al_core.select(method, pool, budget=budget, seed=seed, **params)
     except (ValueError, ImportError) as error:
         raise ParamsError(str(error)) from error
@@ -183,7 +186,7 @@ def named(text: str) -> dict[str, Any]:
 
 def render(method: str, pool: al_core.Pool, selection: al_core.Selection, out: Path) -> Group:
     """What was picked, in a few lines."""
-    shown = Table(title=f"{method}: {len(selection)} of {len(pool.available)} available rows", title_justify="left")
+    shown = Table()
     for heading in ("pick", "row", "score"):
         shown.add_column(heading, justify="right")
     for place, (row, score) in enumerate(zip(selection.rows[:SHOWN].tolist(), selection.scores[:SHOWN].tolist(), strict=True)):
@@ -191,4 +194,4 @@ def render(method: str, pool: al_core.Pool, selection: al_core.Selection, out: P
     if len(selection) > SHOWN:
         shown.add_row("...", "", "")
     about = [f"score: {registry.card(method).direction}", *(f"{key}: {value}" for key, value in selection.info.items()), f"wrote {out}"]
-    return Group(shown, "\n".join(about))
+    return Group(f"{method}: {len(selection)} of {len(pool.available)} available rows", shown, "\n".join(about))

@@ -22,7 +22,10 @@ def check_without_model(names: Sequence[str]) -> None:
     """Raise where a signal of embed.signals takes a trained model; the discriminator learns from what is labelled instead."""
     for name in names:
         if SIGNALS[name].from_model and name != "discriminator":
-            raise ParamsError(f"embed.signals names {name}, which takes a trained model, and before the first round there is only the encoder; take {name} out")
+            raise ParamsError(
+                f"embed.signals names {name}, which takes a trained model, and before the first round there is only the encoder; take {name} out "
+                "and put it back for the second round"
+            )
 
 
 class Signals(Folder):

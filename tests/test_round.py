@@ -563,7 +563,8 @@ def test_dvc_repro_by_hand_finds_a_closed_round_up_to_date(finished: Workspace) 
         ),
         (
             {"embed": {"signals": ["mc_probs"]}},
-            "embed.signals names mc_probs, which takes a trained model, and before the first round there is only the encoder; take mc_probs out",
+            "embed.signals names mc_probs, which takes a trained model, and before the first round there is only the encoder; take mc_probs out "
+            "and put it back for the second round",
         ),
         (
             {"acquire": {"method": {"name": "learning-loss"}}},

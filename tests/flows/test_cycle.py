@@ -96,6 +96,14 @@ def test_an_error_that_a_user_can_act_on_is_said_without_a_traceback(with_pool: 
 
 
 @pytest.mark.usefixtures("own_home")
+def test_params_that_cannot_open_a_round_are_refused_before_a_server_starts(begun: Callable[..., Workspace]) -> None:
+    workspace = begun(acquire={"method": {"name": "margn"}})
+    done = run_rondo("cycle", "--workspace", str(workspace.root), check=False)
+    assert (done.returncode, done.stderr) == (1, "error: acquire.method: unknown method 'margn'; did you mean 'margin'?\n")
+    assert not (workspace.private / "prefect").exists()
+
+
+@pytest.mark.usefixtures("own_home")
 @pytest.mark.slow
 def test_a_stage_that_fails_stops_the_cycle_with_its_own_words(with_pool: Callable[..., Workspace]) -> None:
     workspace = with_pool()

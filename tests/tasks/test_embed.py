@@ -210,5 +210,5 @@ def test_logits_need_a_head(pools: Path, tmp_path: Path) -> None:
     (folder / "params.yaml").write_text(content.dump(), "utf-8")
     with pytest.raises(ParamsError) as caught:
         execute("embed", folder)
-    expected = "embed.signals names logits, which takes a trained model, and before the first round there is only the encoder; take logits out"
-    assert str(caught.value) == expected
+    told = "embed.signals names logits, which takes a trained model, and before the first round there is only the encoder; "
+    assert str(caught.value) == f"{told}take logits out and put it back for the second round"

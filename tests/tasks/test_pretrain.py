@@ -111,6 +111,16 @@ def test_a_frozen_pool_says_every_parameter_of_its_method(opened: Callable[..., 
             {"batch_size": 10, "launch": {"processes": 2, "nodes": 2}},
             "pretrain.batch_size is 10, which 1 parts (pretrain.accumulate) of 4 processes (pretrain.launch) cannot share evenly; make it a multiple of 4",
         ),
+        ({"encoder": "resnet19"}, "pretrain: unknown encoder 'resnet19'; did you mean resnet18 or resnet152 or resnet101?"),
+        (
+            {"method": "none", "objective": {}, "encoder": "timm/test_vit", "image_size": 30},
+            "pretrain: encoder 'timm/test_vit' does not take images of 30 px: Input height (30) should be divisible by patch size (16).",
+        ),
+        (
+            {"method": "dino", "objective": {"local_size": 24}, "encoder": "vit_b_16", "image_size": 32},
+            "encoder 'vit_b_16', made for images of 32 px, does not take views of 24 px: Wrong image height! Expected 32 but got 24!; "
+            "set local_size in pretrain.objective to what it takes (a ViT of timm's: a multiple of its patch), or local_views to 0",
+        ),
     ],
 )
 def test_what_cannot_train_is_refused_before_images_are_read(opened: Callable[..., Round], changes: dict[str, object], message: str) -> None:
