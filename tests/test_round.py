@@ -140,7 +140,8 @@ def test_a_further_cycle_changes_nothing_and_says_so(finished: Workspace) -> Non
     before = head(finished)
     state = advance(finished)
     assert state.name == rounds.BUDGET_SPENT
-    assert state.message == "all 24 labels of the programme are bought; nothing to do, nothing changed"
+    more = "(for more, raise programme.budget in params.yaml and commit it)"
+    assert state.message == f"all 24 labels of the programme are bought {more}; nothing to do, nothing changed"
     assert head(finished) == before
     assert git.changes(finished.root) == []
 
@@ -321,7 +322,8 @@ def test_open_refuses_a_round_that_cannot_be_run(with_pool: Begun, changes: dict
 def test_a_later_round_takes_what_is_left_of_the_pool(with_pool: Begun) -> None:
     workspace = with_pool(programme={}, acquire={"budget": 60, "control": 0.25})
     state = advance(workspace)
-    assert (state.name, state.message) == (rounds.BUDGET_SPENT, "every image of the pool has an answer; this run closed r001, r002")
+    more = "(for more, add images to the source and `rondo open --new-pool`)"
+    assert (state.name, state.message) == (rounds.BUDGET_SPENT, f"every image of the pool has an answer {more}; this run closed r001, r002")
     manifest = Manifest.load(workspace.root / "pools/p001/manifest.parquet").frame
     train = int((manifest["split"] == "train").sum())
     assert 60 < train < 120

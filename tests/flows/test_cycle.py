@@ -62,7 +62,8 @@ def test_a_cycle_ends_in_named_states_and_goes_on_when_answers_come(with_pool: C
     lines = [f"{line.split(',')[0]},{known[line.split(',')[0]]}" for line in batch[1:]]
     (answers / "anna.csv").write_text("\n".join(["image_id,label", *lines]) + "\n", "utf-8")
     done = run_rondo("cycle", cwd=workspace.root / "rounds")  # from inside the workspace
-    assert "BudgetSpent: all 12 labels of the programme are bought; this run closed r001" in done.stdout
+    assert "BudgetSpent: all 12 labels of the programme are bought (for more, " in done.stdout
+    assert "; this run closed r001" in done.stdout
     assert (workspace.root / "rounds/r001/report.html").exists()
     assert git.changes(workspace.root) == []
 
