@@ -47,6 +47,20 @@ SIGNALS = {
     "groups": Signal("no stage makes them: give them to Pool yourself", in_rounds=False),
     "truth": Signal("nobody knows it before the images are labelled: only a backtest over labelled data has it", in_rounds=False),
 }
+
+
+class MissingSignalError(ValueError):
+    """A method reads what the pool does not have.
+
+    Attributes:
+        signal: its name, one of `SIGNALS`.
+    """
+
+    def __init__(self, reader: str, signal: str) -> None:
+        super().__init__(f"{reader} reads {signal}, which this pool does not have; {SIGNALS[signal].made_by}")
+        self.signal = signal
+
+
 ROWS_AXIS = {"embeddings": 0, "logits": 0, "mc_probs": 1, "predicted_loss": 0, "discriminator": 0}  # of the arrays of floats that have a row an image
 
 

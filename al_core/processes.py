@@ -126,9 +126,11 @@ ALONE = Processes()
 
 @contextmanager
 def grouped(backend: str | None = None, **how: Any) -> Iterator[ProcessGroup]:
-    """torch.distributed's default group for a block, and its end, with its threads, as soon as nothing outside holds it.
+    """torch.distributed's default group while a block runs.
 
-    A group that lives on to the end of the process may kill it there, after all work is done: one of its threads then waits for the interpreter in vain.
+    Its threads end with it, unless something goes on holding the group: a variable, a network with batch norm of `al_core.pretraining.batch_norm`, or
+    what `torch.compile` made of one. A group that lives to the end of the process may kill it there, after all work is done: a thread of it then waits
+    for the interpreter in vain.
 
     Args:
         backend, how: as `torch.distributed.init_process_group` takes them.

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 
-from al_core.pool import SIGNALS, Pool
+from al_core.pool import MissingSignalError, Pool
 from al_core.registry import build, needs
 from al_core.seeds import generator
 from al_core.selection import Selection
@@ -36,7 +36,7 @@ def select(name: str, pool: Pool, *, budget: int, seed: int, **params: object) -
         raise ValueError(f"budget is {budget} but only {len(pool.available)} images are unlabelled; lower it or ingest more")
     for signal in needs(method):
         if signal not in pool.signals:
-            raise ValueError(f"{name} reads {signal}, which this pool does not have; {SIGNALS[signal].made_by}")
+            raise MissingSignalError(name, signal)
     selection = method(pool, int(budget), generator(int(seed), "select", name))
     check(name, selection, pool, int(budget))
     return pool.processes.first(selection)  # some searches, such as those with a time limit, end otherwise in every process

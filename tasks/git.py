@@ -36,7 +36,7 @@ def git(root: Path, *arguments: str) -> str:
 
 def changes(root: Path, *paths: str) -> list[str]:
     """What is not committed, a line each as `git status --porcelain` prints them."""
-    return git(root, "status", "--porcelain", "--untracked-files=all", "--", *paths).splitlines()
+    return git(root, "-c", "core.quotePath=false", "status", "--porcelain", "--untracked-files=all", "--", *paths).splitlines()
 
 
 def commit(root: Path, paths: Sequence[str], message: str) -> bool:

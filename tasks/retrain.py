@@ -284,8 +284,8 @@ def doubted(figures: Metrics, classes: int, params: Retrain) -> str | None:
         return None
     rate = f"; lower retrain.sgd.learning_rate (now {params.sgd.learning_rate:g})" if params.mode == "linear-sgd" else ""
     return (
-        f"its probabilities are worse than none: a negative log-likelihood of {figures.nll.value:.2f} on test images, "
-        f"where {classes} classes alike would have {math.log(classes):.2f}{rate}"
+        f"this round's model gives test images probabilities that are worse than equal ones: a negative log-likelihood of {figures.nll.value:.2f}, "
+        f"where {classes} equal ones have {math.log(classes):.2f}{rate}"
     )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tasks import dvc, git
+from tasks import dvc, failure, git
 from tasks.answers import check_classes, read, validate
 from tasks.artifacts import Answers, IngestReport, Labels, Manifest, PreviousLabels, Selection, StartLabels
 from tasks.code_version import code_version
@@ -67,22 +67,34 @@ def open_pool(workspace: Workspace) -> Round:
 
 
 def check_ahead(workspace: Workspace) -> None:
-    """Raise on what would keep the next round from being opened, before a server starts for it, or days go into its pool; nothing if one is open.
+    """Raise on params that will keep the next round from being opened, before a server starts for it, or days go into its pool.
+
+    Nothing where none is to be opened: one is open, or the budget is spent.
 
     Raises:
-        ParamsError: params that cannot be read, a method or a training that does not exist, a first round in vain, or one that would need a model.
+        ParamsError: they cannot be read, name a method, an encoder or a training that does not exist, or ask for a first round in vain, or for one that
+            takes a model.
         WorkspaceError: tags are missing.
     """
-    if unfinished(workspace):
+    if open_or_none(workspace):
         return
     params = workspace.params
+    if remaining(workspace, params) == 0:
+        return
+    first = not workspace.all("rounds")
     method = settle_method(params.acquire.method, "acquire.method")
-    if params.acquire.cold_start is not None:
-        settle_method(params.acquire.cold_start, "acquire.cold_start", cold=True)
-    check_retrain(params.retrain)
-    if not workspace.all("rounds"):
+    check_retrain(params.retrain, has_model=not first)
+    settle_retrain(params.retrain)
+    settle_embed(params.embed)
+    if params.classes is not None:
+        check_enough(params.classes)
+    if first:
+        if params.acquire.cold_start is not None:
+            settle_method(params.acquire.cold_start, "acquire.cold_start", cold=True)
         cold_method(method, params)
         check_without_model(params.embed.signals)
+    if not workspace.all("pools"):
+        settle_pretrain(params.pretrain)
 
 
 def open_round(workspace: Workspace) -> Round:
@@ -130,12 +142,10 @@ def checked(params: Params, workspace: Workspace, before: Round, pool: Round, *,
     if not has_model:
         method = cold_method(method, params)
         check_without_model(params.embed.signals)
-    check_classes(params.classes)
-    check_retrain(params.retrain)
-    if len(params.classes or []) < 2:
-        raise ParamsError(f"classes is {params.classes}; a classifier needs two: list the answers people may give in params.yaml, classes: [...]")
+    check_enough(params.classes)
+    check_retrain(params.retrain, has_model=has_model)
     if params.retrain.warm_start:
-        check_warm_start(params.classes, before if has_model else None, pool)
+        check_warm_start(params.classes, before, pool)
     left = unlabelled(pool, before)
     allowed = remaining(workspace, params)
     if allowed == 0:
@@ -186,8 +196,15 @@ def cold_method(method: dict[str, Any], params: Params) -> dict[str, Any]:
     return cold
 
 
-def check_retrain(params: Retrain) -> None:
-    """Raise on a training that the mode does not do."""
+def check_enough(classes: list[str] | None) -> None:
+    """Raise on classes that nothing can be told apart by."""
+    check_classes(classes)
+    if len(classes or []) < 2:
+        raise ParamsError(f"classes is {classes}; a classifier needs two: list the answers people may give in params.yaml, classes: [...]")
+
+
+def check_retrain(params: Retrain, *, has_model: bool) -> None:
+    """Raise on a training that the mode does not do, or that takes a model of a round before where there is none."""
     if params.ensemble and params.mode == "linear-sgd":
         raise ParamsError(
             f"retrain.ensemble is {params.ensemble}, but retrain.mode linear-sgd trains none; take linear, finetune or scratch, or set it to null"
@@ -199,12 +216,12 @@ def check_retrain(params: Retrain) -> None:
         )
     if params.warm_start and params.mode != "finetune":
         raise ParamsError(f"retrain.warm_start is true, but only retrain.mode finetune starts from a model, and it is {params.mode}; set it to false")
-
-
-def check_warm_start(classes: list[str] | None, last: Round | None, pool: Round) -> None:
-    """Raise where there is no model of a round before that this round's classifier could start from."""
-    if last is None:
+    if params.warm_start and not has_model:
         raise ParamsError("retrain.warm_start is true, but before the first round there is no model to start from; set it to false for this round")
+
+
+def check_warm_start(classes: list[str] | None, last: Round, pool: Round) -> None:
+    """Raise where this round's classifier could not start from the model of the round before."""
     if last.params.classes != classes:
         raise ParamsError(
             f"retrain.warm_start is true, but the model of {last.name} knows the classes {last.params.classes} and this round has {classes}; "
@@ -421,7 +438,7 @@ def drop(workspace: Workspace) -> str:
     if (workspace.root / f"{this.answers}.dvc").exists() or any((workspace.root / this.answers).glob("*")):
         raise WorkspaceError(f"{this.answers} holds answers for {this.name}; finish the round (`rondo run`), or move them away first")
     remove(workspace, this.folder)
-    Failure.forget(workspace)
+    failure.forget(workspace.root)
     git.commit(workspace.root, [this.folder], f"Drop {this.name}")
     return this.name
 
@@ -499,42 +516,12 @@ def run_stage(this: Round, stage: str, on_line: OnLine | None = None) -> bool:
     try:
         dvc.repro(this.root, this.folder, stage, on_line=on_line)
     except WorkspaceError as error:
-        Failure(this.name, stage, str(error)).note(Workspace(this.root))
+        failure.note(this, str(error))
         raise
-    Failure.forget(Workspace(this.root))
+    failure.forget(this.root)
     if stage == "pretrain":
         (this.path / CHECKPOINT).unlink(missing_ok=True)  # not before DVC has the encoder
     return this.lock.get(stage) != before
-
-
-@dataclass(frozen=True)
-class Failure:
-    """The stage that failed when stages last ran in this clone, for those who come later."""
-
-    name: str  # of the pool or round
-    stage: str
-    error: str
-
-    def note(self, workspace: Workspace) -> None:
-        """Keep it until a stage succeeds."""
-        workspace.private.mkdir(exist_ok=True)
-        self.path(workspace).write_text(json.dumps(vars(self)), "utf-8")
-
-    @staticmethod
-    def path(workspace: Workspace) -> Path:
-        """Where it is kept."""
-        return workspace.private / "failed.json"
-
-    @classmethod
-    def forget(cls, workspace: Workspace) -> None:
-        """It is over."""
-        cls.path(workspace).unlink(missing_ok=True)
-
-    @classmethod
-    def last(cls, workspace: Workspace) -> Failure | None:
-        """The one that is kept."""
-        path = cls.path(workspace)
-        return cls(**json.loads(path.read_text("utf-8"))) if path.exists() else None
 
 
 def fetch_made(this: Round, stage: str, on_line: OnLine | None) -> None:
@@ -781,10 +768,20 @@ def why_spent(workspace: Workspace) -> str | None:
 
 def recover(workspace: Workspace) -> None:
     """Finish what was cut off: a folder that never reached git holds nothing but frozen files and is opened again; a dropped one is let go."""
-    for line in git.changes(workspace.root, "pools", "rounds"):
-        folder = Path(line[3:]).parent.as_posix()
-        if line.endswith("/params.yaml") and "D" in line[:2] and not (workspace.root / folder).exists():
+    for folder, dropped in cut_off(workspace):
+        if dropped:
             git.commit(workspace.root, [folder], f"Drop {Path(folder).name}")
-        elif line.endswith("/params.yaml") and line[:2] in ("??", "A "):
+        else:
             git.git(workspace.root, "rm", "-r", "--quiet", "--cached", "--ignore-unmatch", "--", folder)
             remove(workspace, folder)
+
+
+def cut_off(workspace: Workspace) -> list[tuple[str, bool]]:
+    """Folders of pools and rounds whose opening or (true) whose dropping did not come to its commit."""
+    found = []
+    for line in git.changes(workspace.root, "pools", "rounds"):
+        folder = Path(line[3:]).parent.as_posix()
+        dropped = "D" in line[:2] and not (workspace.root / folder).exists()
+        if line.endswith("/params.yaml") and (dropped or line[:2] in ("??", "A ")):
+            found.append((folder, dropped))
+    return found

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 
 import al_core
 from al_core import registry
+from al_core.pool import MissingSignalError
 from al_core.processes import grouped
 from tasks import artifacts
 from tasks.artifacts import column
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 SHOWN = 10  # picks that are printed
+OPTIONS = {"mc_probs": "--mc-probs, or --mc-heads and --embeddings", "labels": "--labeled and --labels"}  # that give a signal, where not the one of its name
 
 
 class Picks(artifacts.Table):
@@ -159,10 +161,10 @@ def select(method: str, pool: al_core.Pool, budget: int, seed: int, params: Mapp
         ParamsError: what `al_core.select` refuses, or a file that the method reads is not given.
     """
     try:
-        for need in registry.needs(registry.build(method, params)):
-            if need not in pool.signals:
-                raise ParamsError(f"{method} reads {need}: give --{need.replace('_', '-')} (`rondo select --help` says what each file holds)")
         return al_core.select(method, pool, budget=budget, seed=seed, **params)
+    except MissingSignalError as error:
+        options = OPTIONS.get(error.signal, f"--{error.signal.replace('_', '-')}")
+        raise ParamsError(f"{method} reads {error.signal}: give {options}; `rondo select --help` says what each file holds") from error
     except (ValueError, ImportError) as error:
         raise ParamsError(str(error)) from error
 

@@ -6,10 +6,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from tasks import failure
 from tasks.artifacts import Estimate, IngestReport, Metrics
 from tasks.errors import ArtifactError, WorkspaceError
 from tasks.retrain import doubted
-from tasks.rounds import Failure, open_state, remaining, uncommitted, unfinished, why_spent
+from tasks.rounds import cut_off, open_state, remaining, uncommitted, unfinished, why_spent
 from tasks.workspace import Round, Workspace
 
 
@@ -23,7 +24,7 @@ def render(workspace: Workspace) -> Group:
         table.add_column(heading, justify="right" if heading == "labels" else "left", no_wrap=not words, overflow="fold")
     for this in workspace.all("rounds"):
         table.add_row(this.name, *round_cells(this, this.name in closed))
-    warnings = [Text(line, "yellow") for line in (doubt(workspace), failure(workspace)) if line]
+    warnings = [Text(line, "yellow") for line in (doubt(workspace), failure.last(workspace)) if line]
     return Group(Text(str(workspace.root), "bold"), *pools, *([table] if table.rows else []), *warnings, Text(f"next: {what_next(workspace)}"))
 
 
@@ -59,13 +60,6 @@ def doubt(workspace: Workspace) -> str | None:
     return text and f"{trained[-1].name}: {text}"
 
 
-def failure(workspace: Workspace) -> str | None:
-    """What the last run failed with, where that stage is still to run."""
-    last = Failure.last(workspace)
-    still = last and any(each.name == last.name and last.stage in each.unrun for each in workspace.all("pools") + workspace.all("rounds"))
-    return f"the last run failed: {last.error}" if last and still else None
-
-
 def what_next(workspace: Workspace) -> str:
     """One sentence on what to do or what the next cycle does."""
     try:
@@ -89,5 +83,5 @@ def what_next(workspace: Workspace) -> str:
 
 def commit_first(workspace: Workspace) -> str:
     """What stands in the way of opening anything; empty if nothing does."""
-    dirty = [line[3:] for line in uncommitted(workspace)]
+    dirty = [line[3:] for line in uncommitted(workspace, [folder for folder, _ in cut_off(workspace)])]  # a run settles those itself
     return f"commit or undo {', '.join(dirty[:5])}{', ...' if len(dirty) > 5 else ''}; then " if dirty else ""

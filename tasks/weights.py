@@ -51,19 +51,13 @@ def load_weights(encoder: Encoder, weights: str, expected: str | None) -> None:
 
 
 def settle_weights(params: Pretrain, root: Path, folder: str) -> Pretrain:
-    """The section as a pool freezes it: an encoder that can be built, and the file of weights as the pool's folder finds it, with its sha256.
+    """The section as a pool freezes it: the file of weights as the pool's folder finds it, with its sha256.
 
     Args:
         params: as the workspace's params.yaml has them; a relative path starts from its folder.
         root: the workspace.
         folder: of the pool, inside it.
     """
-    from al_core.encoders import build
-
-    try:
-        build(params.encoder, 0, image_size=params.image_size, stem=params.stem)
-    except ValueError as error:
-        raise ParamsError(f"pretrain: {error}") from error
     if params.weights is None or params.weights == TIMM:
         return params.model_copy(update={"weights_sha256": None})
     path = (root / params.weights).resolve()

@@ -111,7 +111,7 @@ class Workspace:
 
     @property
     def private(self) -> Path:
-        """What neither git nor DVC holds: lock, servers' databases, scratch."""
+        """What neither git nor DVC holds: lock, the last failure, servers' databases, scratch."""
         return self.root / ".rondo"
 
     def all(self, kind: str) -> list[Round]:

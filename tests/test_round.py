@@ -18,6 +18,7 @@ from tasks.artifacts import Known, Labels, Manifest, Metrics, Selection
 from tasks.errors import AnswersError, ParamsError, WorkspaceError
 from tasks.lock import locked
 from tasks.models import Model
+from tasks.params import Acquire, Programme, Retrain, Section
 from tasks.reproduce import reproduce
 from tasks.signals import Signals
 from tasks.stage import execute
@@ -569,6 +570,16 @@ def test_dvc_repro_by_hand_finds_a_closed_round_up_to_date(finished: Workspace) 
             "and put it back for the second round",
         ),
         (
+            {"retrain": {"mode": "finetune", "warm_start": True}},
+            "retrain.warm_start is true, but before the first round there is no model to start from; set it to false for this round",
+        ),
+        ({"retrain": {"mode": "finetune", "loss_prediction": {"bogus": 1}}}, "retrain.loss_prediction has no parameter 'bogus'; it takes cut, margin, weight"),
+        (
+            {"embed": {"signals": ["discriminator"], "vaal": {"bogus": 1}}},
+            "embed.vaal has no parameter 'bogus'; it takes adversary, batch_size, beta, epochs, image_size, latent, learning_rate, vae_steps, width",
+        ),
+        ({"classes": ["0"]}, "classes is ['0']; a classifier needs two: list the answers people may give in params.yaml, classes: [...]"),
+        (
             {"acquire": {"method": {"name": "learning-loss"}}},
             "acquire.method 'learning-loss' reads predicted_loss, but retrain.loss_prediction is null: no model would predict it, "
             "and the second round could not be opened; set retrain.loss_prediction to {} and retrain.mode to finetune",
@@ -581,3 +592,24 @@ def test_what_no_round_bears_is_refused_before_the_pool_is_made(begun: Callable[
         rounds.open_pool(workspace)
     assert str(caught.value) == message
     assert workspace.all("pools") == []
+
+
+@pytest.mark.parametrize("wrong", [{"acquire": Acquire(method={"name": "margni"})}, {"retrain": Retrain(warm_start=True)}])
+def test_params_are_looked_at_where_a_round_will_be_opened_with_them(finished: Workspace, wrong: dict[str, Section]) -> None:
+    """Not where the budget is spent, nor while a round is open, whose own are frozen."""
+
+    def change(**update: Section) -> None:
+        (finished.root / "params.yaml").write_text(finished.params.model_copy(update=update).dump(), "utf-8")
+
+    change(programme=Programme(budget=36))
+    git.commit(finished.root, ["params.yaml"], "Buy more")
+    before = finished.params
+    change(**wrong)
+    with pytest.raises(ParamsError):
+        rounds.check_ahead(finished)
+    change(programme=Programme(budget=24))
+    rounds.check_ahead(finished)
+    (finished.root / "params.yaml").write_text(before.dump(), "utf-8")
+    rounds.open_round(finished)
+    change(**wrong)
+    rounds.check_ahead(finished)

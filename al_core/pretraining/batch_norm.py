@@ -92,9 +92,11 @@ class Summed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, group: weakref.ref[ProcessGroup]) -> Tensor:
         """(...) -> (...)"""
-        ctx.group = group
+        ctx.group, alive = group, group()
+        if alive is None:
+            raise RuntimeError("the group of processes ended before the backward pass")
         total = values.clone(memory_format=torch.contiguous_format)
-        torch.distributed.all_reduce(total, group=group())
+        torch.distributed.all_reduce(total, group=alive)
         return total
 
     @staticmethod

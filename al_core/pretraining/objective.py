@@ -55,7 +55,7 @@ class Method:
     """A self-supervised method: its fields are its parameters."""
 
     def check(self, *, epochs: int, processes: int) -> None:
-        """Raise ValueError on parameters with which a run of so many epochs, by so many processes, would not do what they ask for."""
+        """Raise ValueError on parameters that would have no effect in so many epochs, or that so many processes cannot share."""
 
     def views(self, size: int, min_crop: float, augment: Augment) -> list[Views]:
         """What it is shown of each image.

@@ -45,7 +45,7 @@ class SwAV(Method):
         if self.queue and self.queue_from >= epochs:
             raise ValueError(f"queue_from is {self.queue_from} and there are {epochs} epochs, so that the queue would never count; lower it, or set queue to 0")
         if self.queue % processes:
-            raise ValueError(f"queue is {self.queue}, which {processes} processes cannot share evenly; take a multiple")
+            raise ValueError(f"queue is {self.queue}, which {processes} processes cannot share evenly; make it a multiple of {processes}")
 
     def views(self, size: int, min_crop: float, augment: Augment) -> list[Views]:
         """Two large ones and small ones."""

@@ -119,7 +119,7 @@ def test_a_stage_that_fails_stops_the_cycle_with_its_own_words(with_pool: Callab
     assert "Traceback" not in done.stderr.split("error:")[1]
     assert list(workspace.find_round("r001").lock) == []
     assert [path.name for path in workspace.root.glob("**/*.partial")] == [".embed.rows.partial"]  # from which the next run goes on
-    assert "the last run failed: rounds/r001: embed failed" in run_rondo("status", "--workspace", str(workspace.root)).stdout
+    assert "rounds/r001: embed failed" in run_rondo("status", "--workspace", str(workspace.root)).stdout
     assert rounds.drop(workspace) == "r001"
     rounds.open_round(workspace)
     assert "failed" not in run_rondo("status", "--workspace", str(workspace.root)).stdout

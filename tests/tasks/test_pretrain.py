@@ -105,11 +105,15 @@ def test_a_frozen_pool_says_every_parameter_of_its_method(opened: Callable[..., 
         ),
         (
             {"method": "swav", "objective": {"queue": 9, "queue_from": 1}, "launch": {"processes": 2, "nodes": 2}},
-            "pretrain.objective: queue is 9, which 4 processes cannot share evenly; take a multiple",
+            "pretrain.objective: queue is 9, which 4 processes cannot share evenly; make it a multiple of 4",
         ),
         (
             {"batch_size": 10, "launch": {"processes": 2, "nodes": 2}},
             "pretrain.batch_size is 10, which 1 parts (pretrain.accumulate) of 4 processes (pretrain.launch) cannot share evenly; make it a multiple of 4",
+        ),
+        (
+            {"stem": "cifar"},
+            "pretrain: stem 'cifar' replaces the first convolution and the max-pooling of a ResNet; encoder 'small' has no such pair: use stem 'standard'",
         ),
         ({"encoder": "resnet19"}, "pretrain: unknown encoder 'resnet19'; did you mean resnet18 or resnet152 or resnet101?"),
         (
@@ -123,9 +127,10 @@ def test_a_frozen_pool_says_every_parameter_of_its_method(opened: Callable[..., 
         ),
     ],
 )
-def test_what_cannot_train_is_refused_before_images_are_read(opened: Callable[..., Round], changes: dict[str, object], message: str) -> None:
+def test_what_cannot_train_is_refused_before_anything_starts(begun: Callable[..., Workspace], changes: dict[str, object], message: str) -> None:
+    workspace = begun(pretrain=SHORT | changes)
     with pytest.raises(ParamsError) as caught:
-        opened(**changes)
+        rounds.check_ahead(workspace)
     assert str(caught.value) == message
 
 

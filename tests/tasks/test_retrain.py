@@ -102,7 +102,7 @@ def test_probabilities_that_are_surely_worse_than_none_are_doubted(finished: Wor
     assert doubted(found, 3, high) is None
     maybe, surely = (found.model_copy(update={"nll": found.nll.model_copy(update={"value": 4.758, "low": low})}) for low in (1.09, 1.10))
     assert doubted(maybe, 3, high) is None
-    told = "its probabilities are worse than none: a negative log-likelihood of 4.76 on test images, where 3 classes alike would have 1.10"
+    told = "this round's model gives test images probabilities that are worse than equal ones: a negative log-likelihood of 4.76, where 3 equal ones have 1.10"
     assert doubted(surely, 3, high) == f"{told}; lower retrain.sgd.learning_rate (now 1000)"
     assert doubted(surely, 3, Retrain()) == told
 

@@ -95,9 +95,9 @@ def test_picks_are_those_of_al_core_in_pick_order(files: Path, method: str, argu
     ("method", "arguments", "message"),
     [
         ("margn", ["--embeddings", "e.npy"], "unknown method 'margn'; did you mean 'margin'?"),
-        ("margin", ["--embeddings", "e.npy"], "margin reads logits: give --logits (`rondo select --help` says what each file holds)"),
-        ("bald", ["--embeddings", "e.npy"], "bald reads mc_probs: give --mc-probs ("),
-        ("diffusion", ["--embeddings", "e.npy"], "diffusion reads labels: give --labels ("),
+        ("margin", ["--embeddings", "e.npy"], "margin reads logits: give --logits; `rondo select --help` says what each file holds"),
+        ("bald", ["--embeddings", "e.npy"], "bald reads mc_probs: give --mc-probs, or --mc-heads and --embeddings; "),
+        ("diffusion", ["--embeddings", "e.npy"], "diffusion reads labels: give --labeled and --labels; "),
         ("margin", ["--logits", "none.npy"], "none.npy cannot be read as a .npy array: "),
         ("margin", ["--logits", "text.npy"], "text.npy cannot be read as a .npy array: "),
         ("margin", ["--logits", "z.npy", "--head", "half.safetensors"], "half.safetensors holds weight; expected weight and bias of a linear layer"),

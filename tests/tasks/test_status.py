@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from tasks import rounds, status
+from tasks import failure, rounds, status
 from tasks.errors import WorkspaceError
 from tasks.report import write_report
 from tasks.workspace import Workspace
@@ -33,9 +33,9 @@ def test_status_says_what_keeps_a_round_from_being_opened(begun: Callable[..., W
 def test_status_and_report_say_that_probabilities_are_worse_than_none(with_pool: Callable[..., Workspace]) -> None:
     workspace = with_pool(retrain={"workers": 0, "mode": "linear-sgd", "sgd": {"learning_rate": 1e5}})
     advance(workspace, max_rounds=1)
-    told = "its probabilities are worse than none: a negative log-likelihood of "
-    assert f"r001: {told}" in shown(workspace)
-    assert f"<strong>Beware</strong>: {told}" in write_report(workspace, "r001").read_text("utf-8")
+    told = "model gives test images probabilities that are worse than equal ones: a negative log-likelihood of "
+    assert f"r001: this round's {told}" in shown(workspace)
+    assert f"<strong>Beware</strong>: this round&#x27;s {told}" in write_report(workspace, "r001").read_text("utf-8")
 
 
 def test_a_failure_is_remembered_until_a_stage_succeeds(with_pool: Callable[..., Workspace]) -> None:
@@ -47,10 +47,13 @@ def test_a_failure_is_remembered_until_a_stage_succeeds(with_pool: Callable[...,
     shard.write_bytes(content[:600])
     with pytest.raises(WorkspaceError, match="embed failed"):
         rounds.run_stage(this, "embed")
-    assert "the last run failed: rounds/r001: embed failed" in shown(workspace)
+    assert "rounds/r001: embed failed " in shown(workspace)
     shard.write_bytes(content)
     rounds.run_stage(this, "embed")
     assert "failed" not in shown(workspace)
+    failure.note(this, "later")
+    rounds.run_stage(this, "acquire")
+    assert "later" not in shown(workspace)
 
 
 def test_in_80_columns_no_figure_of_the_status_is_cut(finished: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,13 +140,6 @@ def test_a_path_is_frozen_as_the_stage_finds_it_and_with_its_sha256(tmp_path: Pa
     assert frozen.weights == str(tmp_path / "out.safetensors")
 
 
-def test_an_encoder_that_cannot_be_is_refused_at_opening(tmp_path: Path) -> None:
-    with pytest.raises(ParamsError, match=r"^pretrain: unknown encoder 'resnet9'; did you mean"):
-        settle_weights(Pretrain(encoder="resnet9"), tmp_path, "pools/p001")
-    with pytest.raises(ParamsError, match=r"^pretrain: stem 'cifar' replaces"):
-        settle_weights(Pretrain(stem="cifar"), tmp_path, "pools/p001")
-
-
 def test_an_encoder_of_an_earlier_pool_gives_its_weights(tmp_path: Path) -> None:
     """Rondo's own files, whose counters of batches have an axis."""
     source, target = build("small", 1, image_size=16), build("small", 2, image_size=16)

@@ -23,7 +23,7 @@ def member(rank: int, meet: str, work: Callable[..., Any], arguments: tuple[Any,
 
 
 def group_threads() -> list[str]:
-    """Threads of gloo's groups in this process."""
+    """Threads of gloo's groups in this process, where Linux tells them."""
     return [name for task in Path("/proc/self/task").glob("*/comm") if "gloo" in (name := task.read_text("utf-8"))]
 
 

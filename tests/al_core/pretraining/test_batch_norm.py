@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 
 from al_core.pretraining.batch_norm import Synchronised, synchronised
 from al_core.processes import grouped
-from tests.al_core.pretraining.conftest import group_threads
 
 CPU = torch.device("cpu")
 ALONE: dict[str, Any] = {"init_method": "tcp://127.0.0.1:0?rank=0&world_size=1"}
@@ -71,9 +71,11 @@ def test_two_processes_learn_as_one(shares: list[tuple[list[dict[str, Tensor]], 
 def test_a_graph_does_not_keep_its_group() -> None:
     with grouped("gloo", **ALONE) as group:
         out = synchronised(network(), group, CPU)(images(0))
-        assert group_threads() and out.requires_grad
+        kept = weakref.ref(group)
         del group
-    assert not group_threads(), "a thread of the group may be the last to hold the graph, and cannot wait for itself to end"
+    assert kept() is None, "a thread of the group may be the last to hold the graph, and cannot wait for itself to end"
+    with pytest.raises(RuntimeError, match="the group of processes ended before the backward pass"):
+        out.sum().backward()
 
 
 def test_alone_nothing_is_replaced() -> None:

@@ -50,7 +50,7 @@ def objective(name: str, **changes: Any) -> Objective:
 
 
 def views(name: str, seed: int = 0, size: int = B) -> list[Tensor]:
-    """Noise, of a colour for each image: after pooling, noise alone would differ too little for a gradient to be more than rounding."""
+    """Noise, in a colour for each view: after pooling, noise alone would differ too little for a gradient to be more than rounding."""
     kinds = build(name, SMALL[name]).views(SIZE, 0.3, Augment())
     rng = np.random.default_rng(seed)
     made = []
