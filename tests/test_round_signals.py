@@ -79,6 +79,7 @@ def test_an_ensemble_stands_for_passes(finished: Workspace) -> None:
     assert (votes != votes[0]).any()  # not the same answer
 
 
+@pytest.mark.slow
 def test_an_ensemble_of_finetuned_networks_stands_for_passes(finished: Workspace) -> None:
     acquire, retrain = {"method": {"name": "max-entropy"}, "budget": 6}, {"ensemble": 2, "mode": "finetune", "epochs": 2, "workers": 0}
     last = third_round(finished, "r004", embed={"workers": 0}, acquire=acquire, retrain=retrain)

@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 
 from tasks import failure, rounds, status
+from tasks.artifacts import Estimate, Metrics
 from tasks.errors import WorkspaceError
 from tasks.report import write_report
 from tasks.workspace import Workspace
-from tests.conftest import advance
 
 
 def shown(workspace: Workspace) -> str:
@@ -30,12 +30,14 @@ def test_status_says_what_keeps_a_round_from_being_opened(begun: Callable[..., W
     assert shown(workspace).endswith(f"next: commit or undo params.yaml; then {way}")
 
 
-def test_status_and_report_say_that_probabilities_are_worse_than_none(with_pool: Callable[..., Workspace]) -> None:
-    workspace = with_pool(retrain={"workers": 0, "mode": "linear-sgd", "sgd": {"learning_rate": 1e5}})
-    advance(workspace, max_rounds=1)
-    told = "model gives test images probabilities that are worse than equal ones: a negative log-likelihood of "
-    assert f"r001: this round's {told}" in shown(workspace)
-    assert f"<strong>Beware</strong>: this round&#x27;s {told}" in write_report(workspace, "r001").read_text("utf-8")
+def test_status_and_report_say_that_probabilities_are_worse_than_equal_ones(finished: Workspace) -> None:
+    path = finished.root / "rounds/r002/metrics.json"
+    metrics = Metrics.load(path)
+    assert "worse" not in shown(finished)
+    metrics.model_copy(update={"nll": Estimate(value=4.0, low=3.0, high=5.0, n=9)}).save(path)
+    told = "model gives test images probabilities that are worse than equal ones: a negative log-likelihood of 4.00, where 3 equal ones have 1.10"
+    assert f"r002: this round's {told}" in shown(finished)
+    assert f"<strong>Beware</strong>: this round&#x27;s {told}." in write_report(finished, "r002").read_text("utf-8")
 
 
 def test_a_failure_is_remembered_until_a_stage_succeeds(with_pool: Callable[..., Workspace]) -> None:
