@@ -228,6 +228,7 @@ def with_seven_threads() -> str:
     return "done"
 
 
+@pytest.mark.slow
 def test_a_training_that_goes_on_with_other_threads_names_both_and_is_not_bitwise(opened: Callable[..., Round]) -> None:
     this = opened(epochs=40)
     kill_when_kept(this, threads=2)
@@ -277,6 +278,7 @@ def test_without_a_method_the_pools_encoder_has_the_weights_that_were_given(open
         execute("pretrain", this.path)
 
 
+@pytest.mark.slow
 def test_other_weights_of_timm_are_told_by_the_report(opened: Callable[..., Round], tmp_path: Path) -> None:
     """timm's own way to a file in its hub's cache, as the hub's client lays it out; the weights in it are ours."""
     this = opened(method="none", objective={}, encoder="timm/test_resnet", image_size=32, weights="timm")
