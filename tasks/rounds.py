@@ -418,7 +418,7 @@ def refuse_dirty(workspace: Workspace, besides: Sequence[str] = ()) -> None:
         )
 
 
-def uncommitted(workspace: Workspace, besides: Sequence[str] = ()) -> list[str]:
+def uncommitted(workspace: Workspace, besides: Sequence[str]) -> list[str]:
     """What is not committed, as `git status` prints it, but for some files and folders."""
     changes = [(line, line[3:].strip('"')) for line in git.changes(workspace.root)]
     lines = [line for line, path in changes if not any(path == each or path.startswith(f"{each}/") for each in besides)]

@@ -96,7 +96,7 @@ def test_a_head_by_sgd(with_pool: Callable[..., Workspace]) -> None:
     assert (predicted == frame["label"])[train].mean() == figures(workspace, "r001").train_accuracy > 0.8
 
 
-def test_probabilities_that_are_surely_worse_than_none_are_doubted(finished: Workspace) -> None:
+def test_probabilities_that_are_surely_worse_than_equal_ones_are_doubted(finished: Workspace) -> None:
     found, high = figures(finished, "r002"), Retrain.model_validate({"mode": "linear-sgd", "sgd": {"learning_rate": 1000.0}})
     assert found.nll
     assert doubted(found, 3, high) is None
